@@ -1,0 +1,480 @@
+"""The reply queue: what a server still owes, in order, and what becomes of each reply.
+
+For every message sent to a server that will be answered there is one Reply. Its mode says what happens to the
+answer: it is forwarded to the client; skipped, because the proxy injected the message; faked, because the
+message was never sent and its answer is known; or replaced, because the proxy provoked an error in order to
+put one of its own in its place.
+
+    sent                 ends with
+    QUERY                ReadyForQuery
+    PARSE BIND CLOSE     ParseComplete, BindComplete, CloseComplete
+    DESCRIBE             RowDescription or NoData
+    EXECUTE              CommandComplete, EmptyQueryResponse or PortalSuspended
+    SYNC                 ReadyForQuery
+
+After an ErrorResponse in the extended protocol the server discards everything up to the next Sync, and the
+queue does so with it (manual, "Extended Query").
+"""
+
+from __future__ import annotations
+
+from typing import Final, final
+
+from librt.strings import read_i32_be
+from mypy_extensions import i64
+
+from proxy.errors import ProtocolViolation
+from proxy.wire.codes import (
+    BE_BIND_COMPLETE,
+    BE_CLOSE_COMPLETE,
+    BE_COMMAND_COMPLETE,
+    BE_COPY_BOTH,
+    BE_COPY_DATA,
+    BE_COPY_DONE,
+    BE_COPY_IN,
+    BE_COPY_OUT,
+    BE_DATA_ROW,
+    BE_EMPTY_QUERY,
+    BE_ERROR,
+    BE_NO_DATA,
+    BE_NOTICE,
+    BE_NOTIFICATION,
+    BE_PARAMETER_DESCRIPTION,
+    BE_PARAMETER_STATUS,
+    BE_PARSE_COMPLETE,
+    BE_PORTAL_SUSPENDED,
+    BE_READY,
+    BE_ROW_DESCRIPTION,
+    HEADER,
+    MAX_HELD,
+    MAX_MESSAGE,
+)
+from proxy.wire.messages import affected_rows, parameters_of, sqlstate
+
+# What was sent.
+QUERY: Final = 1
+PARSE: Final = 2
+BIND: Final = 3
+DESCRIBE: Final = 4
+EXECUTE: Final = 5
+CLOSE: Final = 6
+SYNC: Final = 7
+COPY_END: Final = 8  # CopyDone or CopyFail: owes nothing, but marks which Syncs a COPY swallows
+
+# What becomes of the answer.
+FORWARD: Final = 0
+SKIP: Final = 1
+FAKE: Final = 2
+REPLACE: Final = 3
+
+_ERROR_PREFIX: Final = 1024
+"""Bytes of a very long ErrorResponse that are waited for before it streams; severity and SQLSTATE come first."""
+
+_MAX_DESCRIPTION: Final = 1_048_576
+"""A description is held whole: 1,664 columns or 65,535 parameters, PostgreSQL's limits, take 0.3 MB."""
+
+
+@final
+class Reply:
+    """One answer that is owed.
+
+    `subject` is what the message was about, for the session to know again; `payload` is what a FAKE or REPLACE
+    puts in the place of the server's answer. Times are seconds of the monotonic clock, 0.0 for not yet.
+    """
+
+    def __init__(self, kind: i64, mode: i64, subject: object | None = None, payload: bytes = b"") -> None:
+        self.kind: i64 = kind
+        self.mode: i64 = mode
+        self.subject: object | None = subject
+        self.payload = payload
+        self.next: Reply | None = None
+        self.queued_at: float = 0.0
+        self.sent_at: float = 0.0
+        self.first_at: float = 0.0
+        self.bytes_in: i64 = 0
+        self.bytes_out: i64 = 0
+        self.rows: i64 = 0
+        self.sqlstate: bytes = b""
+        self.code: bytes = b""
+        self.in_transaction: bool = False
+
+
+class Peer:
+    """Whoever a server connection works for at the moment: receives what the queue decides."""
+
+    def forward(self, data: bytes) -> None:
+        """Take bytes for the client: whole messages, or the next piece of one."""
+        raise AssertionError
+
+    def executed(self, reply: Reply) -> None:
+        """Learn that a Query or an Execute has been answered, well or badly."""
+        raise AssertionError
+
+    def undone(self, reply: Reply) -> None:
+        """Learn that a Parse or Close did not take effect."""
+        raise AssertionError
+
+    def shows(self, name: bytes, value: bytes) -> bool:
+        """Tell whether the client is to see this ParameterStatus."""
+        raise AssertionError
+
+    def row(self, reply: Reply, data: bytes, start: int, end: int) -> None:
+        """Take a DataRow of a skipped reply."""
+        raise AssertionError
+
+    def injected_failed(self, reply: Reply, data: bytes, start: int, end: int) -> None:
+        """Learn that a message of the proxy's own was answered with an ErrorResponse."""
+        raise AssertionError
+
+    def copy_in(self) -> None:
+        """Learn that the server now expects CopyData."""
+        raise AssertionError
+
+
+@final
+class ReplyQueue:
+    """Matches a server's bytes with what it owes. No I/O: bytes in, calls of the peer out."""
+
+    def __init__(self) -> None:
+        self.head: Reply | None = None
+        self.tail: Reply | None = None
+        self.length: i64 = 0
+        self.peer: Peer | None = None
+        # What the server last reported of itself.
+        self.parameters: dict[bytes, bytes] = {}
+        # The last transaction status of a ReadyForQuery.
+        self.status: i64 = 0x49
+        # An ErrorResponse that nobody asked for: the server is about to close.
+        self.last_error: bytes = b""
+        self.bytes_received: i64 = 0
+        # After an error behind which no Sync is queued yet: the server discards what is sent until one.
+        self.skipping: bool = False
+        # An incomplete message at the end of the last read, and a long one that is passing through.
+        self._held: bytes = b""
+        self._body_left: i64 = 0
+        self._body_forward: bool = False
+        # Positions in the read at hand: what is forwarded next starts at _run.
+        self._data: bytes = b""
+        self._run: i64 = 0
+        self._base: i64 = 0
+
+    def push(self, reply: Reply) -> None:
+        """Append what the server owes for a message that is being sent."""
+        if self.skipping:
+            if reply.kind != SYNC:
+                if self.peer is not None and (reply.kind == PARSE or reply.kind == CLOSE):
+                    self.peer.undone(reply)
+                return
+            self.skipping = False
+        if self.tail is None:
+            self.head = reply
+            reply.bytes_out = -self._base
+        else:
+            self.tail.next = reply
+        self.tail = reply
+        self.length += 1
+
+    def start(self) -> None:
+        """Answer what stands at the head and needs no server; to be called after pushes to an empty queue."""
+        self._advance(0, 0.0)
+
+    @property
+    def empty(self) -> bool:
+        """Tell whether nothing is owed and no message is half received."""
+        return self.head is None and self._body_left == 0 and not self._held
+
+    def scan(self, data: bytes, now: float) -> bool:
+        """Take the next bytes from the server, at time `now`.
+
+        Returns True if they end in a ReadyForQuery after which nothing is owed; `status` then tells the
+        transaction's state. Raises ProtocolViolation for what no PostgreSQL sends.
+        """
+        if self._held:
+            data = self._held + data
+            self._held = b""
+        n: i64 = len(data)
+        self.bytes_received += n
+        self._data = data
+        self._run = 0
+        pos: i64 = 0
+        became_ready = False
+        head = self.head
+        if head is not None and head.first_at == 0.0:
+            head.first_at = now
+        if self._body_left > 0:
+            pos = n if self._body_left > n else self._body_left
+            self._body_left -= pos
+            if not self._body_forward:
+                self._run = pos
+        while n - pos >= HEADER:
+            kind: i64 = data[pos]
+            length: i64 = i64(read_i32_be(data, pos + 1))
+            if length < 4 or length > MAX_MESSAGE:
+                raise ProtocolViolation("a server sent a message of impossible length")
+            end: i64 = pos + 1 + length
+            if kind == BE_DATA_ROW or kind == BE_COPY_DATA:
+                head = self.head
+                if head is None:
+                    raise ProtocolViolation("a server sent rows that nobody asked for")
+                if head.mode == FORWARD:
+                    if end > n:
+                        self._body_left = end - n
+                        self._body_forward = True
+                        pos = n
+                        break
+                else:
+                    if length > MAX_HELD:
+                        raise ProtocolViolation("a server answered the proxy's own statement at length")
+                    if end > n:
+                        break
+                    if head.mode == SKIP and self.peer is not None:
+                        self.peer.row(head, data, pos, end)
+                    self._run = end
+                pos = end
+                continue
+            streams = end > n
+            if streams:
+                if not self._may_stream(kind, length, n - pos):
+                    break
+                head = self.head
+                self._body_forward = head is None or head.mode == FORWARD
+            if kind == BE_READY:
+                if length != 5:
+                    raise ProtocolViolation("a server sent a malformed ReadyForQuery")
+                self.status = data[pos + 5]
+                became_ready = self._ready(pos, end, now)
+            else:
+                self._message(kind, pos, end, now)
+            if streams:
+                self._body_left = end - n
+                pos = n
+                break
+            pos = end
+        if self._run < pos:
+            self._forward(pos)
+        if pos < n:
+            self._held = data[pos:]
+        self._base += pos
+        self._data = b""
+        return became_ready and self.head is None and self._body_left == 0
+
+    def _may_stream(self, kind: i64, length: i64, available: i64) -> bool:
+        """Tell whether an incomplete message is acted on now; otherwise the rest is waited for."""
+        if length <= MAX_HELD:
+            return False
+        if kind == BE_ERROR or kind == BE_NOTICE:
+            return available >= _ERROR_PREFIX
+        if (kind == BE_ROW_DESCRIPTION or kind == BE_PARAMETER_DESCRIPTION) and length <= _MAX_DESCRIPTION:
+            return False
+        raise ProtocolViolation("a server sent an oversized message")
+
+    def _forward(self, end: i64) -> None:
+        """Hand the client what stands between the last cut and `end`."""
+        peer = self.peer
+        if peer is not None:
+            data = self._data
+            n: i64 = len(data)
+            if self._run == 0 and end == n:
+                peer.forward(data)
+            else:
+                peer.forward(data[self._run : end])
+        self._run = end
+
+    def _cut(self, start: i64, end: i64) -> None:
+        """Leave the message at start:end out of what is forwarded."""
+        if self._run < start:
+            self._forward(start)
+        self._run = end
+
+    def _ready(self, pos: i64, end: i64, now: float) -> bool:
+        head = self.head
+        if head is None or (head.kind != QUERY and head.kind != SYNC):
+            raise ProtocolViolation("a server sent a ReadyForQuery that nobody asked for")
+        if head.mode == SKIP:
+            self._cut(pos, end)
+        self._complete(head, end, now)
+        return self.head is None
+
+    def _complete(self, reply: Reply, end: i64, now: float) -> None:
+        """Take the head off the queue, its answer ending at `end`, and see to what follows."""
+        if reply.kind == QUERY or reply.kind == EXECUTE:
+            reply.bytes_out += self._base + end
+            if self.peer is not None and reply.mode == FORWARD:
+                self.peer.executed(reply)
+        self._pop()
+        self._advance(end, now)
+
+    def _pop(self) -> None:
+        head = self.head
+        if head is not None:
+            self.head = head.next
+            head.next = None
+            self.length -= 1
+            if self.head is None:
+                self.tail = None
+
+    def _advance(self, end: i64, now: float) -> None:
+        """Serve what needs no server at the head, then get ready for the next answer."""
+        while True:
+            head = self.head
+            if head is None:
+                return
+            if head.mode == FAKE:
+                if self._run < end:
+                    self._forward(end)
+                if self.peer is not None:
+                    self.peer.forward(head.payload)
+            elif head.kind != COPY_END:
+                break
+            self._pop()
+        if head.mode != FORWARD and self._run < end:
+            self._forward(end)
+        head.bytes_out = -(self._base + end)
+        n: i64 = len(self._data)
+        if end < n:
+            head.first_at = now
+
+    def _message(self, kind: i64, pos: i64, end: i64, now: float) -> None:
+        """Act on any message but rows and ReadyForQuery."""
+        head = self.head
+        if kind == BE_PARAMETER_STATUS:
+            self._parameter(pos, end)
+            return
+        if kind == BE_NOTIFICATION:
+            if head is not None and head.mode != FORWARD and self.peer is not None:
+                self.peer.forward(self._data[pos:end])
+                self._run = end
+            return
+        if kind == BE_NOTICE:
+            if head is not None and head.mode != FORWARD:
+                self._cut(pos, end)
+            return
+        if kind == BE_ERROR:
+            self._error(pos, end, now)
+            return
+        if head is None:
+            raise ProtocolViolation("a server sent an answer that nobody asked for")
+        sent = head.kind
+        if head.mode != FORWARD:
+            self._cut(pos, end)
+        if kind == BE_COMMAND_COMPLETE:
+            if sent == QUERY:
+                head.rows += affected_rows(self._data, pos, end)
+                return
+            if sent == EXECUTE:
+                head.rows = affected_rows(self._data, pos, end)
+                self._complete(head, end, now)
+                return
+        elif kind == BE_BIND_COMPLETE:
+            if sent == BIND:
+                self._complete(head, end, now)
+                return
+        elif kind == BE_ROW_DESCRIPTION or kind == BE_NO_DATA:
+            if sent == QUERY:
+                return
+            if sent == DESCRIBE:
+                self._complete(head, end, now)
+                return
+        elif kind == BE_PARSE_COMPLETE:
+            if sent == PARSE:
+                self._complete(head, end, now)
+                return
+        elif kind == BE_PARAMETER_DESCRIPTION:
+            if sent == DESCRIBE:
+                return
+        elif kind == BE_EMPTY_QUERY:
+            if sent == QUERY:
+                return
+            if sent == EXECUTE:
+                self._complete(head, end, now)
+                return
+        elif kind == BE_PORTAL_SUSPENDED:
+            if sent == EXECUTE:
+                self._complete(head, end, now)
+                return
+        elif kind == BE_CLOSE_COMPLETE:
+            if sent == CLOSE:
+                self._complete(head, end, now)
+                return
+        elif kind == BE_COPY_IN or kind == BE_COPY_BOTH:
+            if sent == QUERY or sent == EXECUTE:
+                self._copy_in(head)
+                return
+        elif (kind == BE_COPY_OUT or kind == BE_COPY_DONE) and (sent == QUERY or sent == EXECUTE):
+            return
+        raise ProtocolViolation("a server sent an answer to something else than was asked")
+
+    def _parameter(self, pos: i64, end: i64) -> None:
+        name, value = parameters_of(self._data, pos, end)
+        self.parameters[name] = value
+        head = self.head
+        shown = self.peer is not None and self.peer.shows(name, value)
+        if not shown:
+            self._cut(pos, end)
+        elif head is not None and head.mode != FORWARD and self.peer is not None:
+            self.peer.forward(self._data[pos:end])
+            self._run = end
+
+    def _copy_in(self, head: Reply) -> None:
+        """Drop what the server swallows: each Sync between this Execute and the end of its COPY.
+
+        While a COPY runs the server ignores Flush and Sync (manual, "COPY Operations").
+        """
+        if head.kind == EXECUTE:
+            before = head
+            while before.next is not None and before.next.kind != COPY_END:
+                candidate = before.next
+                if candidate.kind == SYNC:
+                    before.next = candidate.next
+                    self.length -= 1
+                    if self.tail is candidate:
+                        self.tail = before
+                else:
+                    before = candidate
+        if self.peer is not None:
+            self.peer.copy_in()
+
+    def _error(self, pos: i64, end: i64, now: float) -> None:
+        head = self.head
+        n: i64 = len(self._data)
+        state = sqlstate(self._data, pos, end if end < n else n)
+        if head is None:
+            self.last_error = self._data[pos : end if end - pos < MAX_HELD else pos + MAX_HELD]
+            return
+        if head.mode == SKIP:
+            self._cut(pos, end)
+            if self.peer is not None:
+                self.peer.injected_failed(head, self._data, pos, end if end < n else n)
+        elif head.mode == REPLACE:
+            self._cut(pos, end)
+            if self.peer is not None:
+                self.peer.forward(head.payload)
+        head.sqlstate = state
+        if head.kind == QUERY or head.kind == SYNC:
+            # A Sync that fails (a deferred constraint at commit) is still answered by its ReadyForQuery.
+            return
+        self._skip_to_sync(head, end, now)
+
+    def _skip_to_sync(self, failed: Reply, end: i64, now: float) -> None:
+        """Drop what the server discards after an error; its effects are undone, the last first."""
+        dropped: list[Reply] = []
+        while True:
+            head = self.head
+            if head is None or head.kind == SYNC:
+                self.skipping = head is None
+                break
+            dropped.append(head)
+            self._pop()
+        peer = self.peer
+        if peer is not None:
+            for reply in dropped:
+                if reply.kind == EXECUTE and reply.mode == FORWARD:
+                    reply.sqlstate = failed.sqlstate
+                    reply.code = failed.code
+                    reply.bytes_out = 0 if reply is not failed else reply.bytes_out + self._base + end
+                    peer.executed(reply)
+                    break
+            for reply in reversed(dropped):
+                if reply.kind == PARSE or reply.kind == CLOSE:
+                    peer.undone(reply)
+        self._advance(end, now)
