@@ -1,0 +1,55 @@
+# make demo   an embedded PostgreSQL with a replica, two users, the proxy in front (ARGS=--once: a tour by itself)
+# make test   all tests with the compiled modules, then the pure ones interpreted (ARGS: pytest's)
+# make bench  against PgBouncer, in one run (ARGS: see python -m tests.bench --help)
+# make lint   ruff and strict mypy
+# make build  compile the modules on the path of a query, beside their sources
+#
+# Each makes what it needs by itself. PYTHON=... chooses another Python (3.11 or newer).
+
+ARGS ?=
+PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
+	$(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
+bin := .venv/bin
+sources := $(shell find proxy -name '*.py')
+
+.PHONY: demo test bench lint build clean
+
+demo: build
+	@$(bin)/pgsluice demo $(ARGS)
+
+test: build
+	$(bin)/pytest $(ARGS)
+	PGSLUICE_INTERPRETED=1 $(bin)/pytest -q --ignore=tests/integration --ignore=tests/drivers --ignore=tests/bench $(ARGS)
+
+bench: build
+	@$(bin)/python -m tests.bench $(ARGS)
+
+lint: .venv/installed
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/mypy
+
+build: .venv/compiled
+
+clean:
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find proxy -name '*.so' -delete
+
+# Compiling comes after installing, as a step of its own, so that a change of a module compiles and doesn't install.
+.venv/compiled: .venv/installed $(sources)
+	@$(bin)/python proxy/_build.py
+	@touch $@
+
+.venv/installed: .venv/python pyproject.toml
+	@echo "installing what pgsluice needs (a minute or two, once)"
+	@$(bin)/python -m pip install --quiet --disable-pip-version-check "hatchling>=1.27"
+	@PGSLUICE_NO_COMPILE=1 $(bin)/python -m pip install --quiet --disable-pip-version-check \
+		--no-build-isolation --editable '.[demo,dev]'
+	@touch $@
+
+.venv/python:
+	@test -n "$(PYTHON)" || { echo "pgsluice needs Python 3.11 or newer: install it, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "pgsluice needs Python 3.11 or newer; $(PYTHON) is $$("$(PYTHON)" -V 2>&1)" >&2; exit 1; }
+	@"$(PYTHON)" -m venv .venv || { echo "this Python can't make virtual environments: install its venv package (Debian: python3-venv)" >&2; exit 1; }
+	@touch $@
