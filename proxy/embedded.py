@@ -62,7 +62,7 @@ class EmbeddedError(SluiceError):
     """PostgreSQL's programs are missing, failed, or took too long; the message ends with the log's tail."""
 
 
-class _Account:
+class Account:
     """The system user as whom PostgreSQL's server programs run; ourselves, unless we are root."""
 
     def __init__(self) -> None:
@@ -249,7 +249,7 @@ class Cluster:
     ) -> None:
         self.directory = directory.resolve()
         self.settings = {**_SETTINGS, **settings}
-        self.account = _Account()
+        self.account = Account()
         self.password = ""
         self.bin_dir = bin_dir or bundled_bin_dir()
         self._server_bin_dir = self.bin_dir
@@ -391,7 +391,7 @@ def free_port() -> int:
 
 def scratch_directory(prefix: str) -> Path:
     """Make a new temporary directory that PostgreSQL's account can enter; raises EmbeddedError."""
-    account = _Account()
+    account = Account()
     for parent in dict.fromkeys((tempfile.gettempdir(), "/tmp", "/var/tmp")):
         if Path(parent).is_dir() and account.unreachable(Path(parent)) is None:
             directory = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
