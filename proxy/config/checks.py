@@ -1,0 +1,107 @@
+"""What has to hold between the keys of a configuration, beyond each key's own type and range."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from proxy.config.model import Config, Database, Host
+from proxy.config.problems import Path
+
+# Names of databases that the proxy answers itself: its admin console.
+RESERVED = ("pgsluice",)
+
+
+class Finding(NamedTuple):
+    """A problem at `path`, which was found by also looking at `because`."""
+
+    path: Path
+    message: str
+    because: tuple[Path, ...] = ()
+
+
+def findings(config: Config) -> Iterator[Finding]:
+    """Yield what is wrong between the keys of `config`; files that it names are looked for."""
+    yield from _listening(config)
+    yield from _auth(config)
+    for name, database in config.databases.items():
+        yield from _database(config, name, database)
+
+
+def _listening(config: Config) -> Iterator[Finding]:
+    listen, http = config.listen, config.http
+    if listen.tls.mode != "off":
+        for key, file in (("cert_file", listen.tls.cert_file), ("key_file", listen.tls.key_file)):
+            if not file.is_file():
+                yield Finding(
+                    ("listen", "tls", key), f"there is no file {file}", (("listen", "tls", "mode"),)
+                )
+    directory = listen.unix_socket_dir
+    if directory is not None and not directory.is_dir():
+        yield Finding(("listen", "unix_socket_dir"), f"there is no directory {directory}")
+    if http is not None and http.port == listen.port != 0 and http.host == listen.host:
+        yield Finding(("http", "port"), "the same as listen.port", (("listen", "port"), ("listen", "host")))
+    if config.workers > 1 and listen.port == 0:
+        message = "with more than one worker the port can't be left open: they have to share it"
+        yield Finding(("listen", "port"), message, (("workers",),))
+
+
+def _auth(config: Config) -> Iterator[Finding]:
+    auth, listen = config.auth, config.listen
+    if auth.keys == "file" and not auth.keys_file.is_file():
+        yield Finding(("auth", "keys_file"), f"there is no file {auth.keys_file}", (("auth", "keys"),))
+    elsewhere = listen.tls.mode != "off" or listen.unix_socket_dir is not None or _is_loopback(listen.host)
+    if auth.methods == ["password"] and not elsewhere:
+        message = "nobody could log in: passwords are taken over TLS, a Unix socket or loopback only"
+        because = (("listen", "tls", "mode"), ("listen", "host"), ("listen", "unix_socket_dir"))
+        yield Finding(("auth", "methods"), message, because)
+
+
+def _database(config: Config, name: str, database: Database) -> Iterator[Finding]:
+    path: Path = ("databases", name)
+    if name in RESERVED:
+        yield Finding(path, f"{name} is the admin console's name: choose another")
+    if database.control is None:
+        reasons = {
+            ("identity", "mode"): config.identity.mode == "signed",
+            ("auth", "keys"): config.auth.keys == "database",
+            ("access_log", "sinks"): "table" in config.access_log.sinks,
+        }
+        wanted = [f"{section}.{key}" for (section, key), holds in reasons.items() if holds]
+        if wanted:
+            message = f"needed for {', '.join(wanted)}: the login (sluice_control) that reads keys"
+            yield Finding((*path, "control"), f"{message} and writes the log", tuple(reasons))
+    for pool in ("primary", "readonly"):
+        if pool not in database.pools:
+            yield Finding((*path, "pools"), f"the pool {pool} is missing")
+    yield from _hosts(path, database.hosts)
+
+
+def _hosts(path: Path, hosts: list[Host]) -> Iterator[Finding]:
+    names: set[str] = set()
+    primary = ""
+    for index, host in enumerate(hosts):
+        place = (*path, "hosts", index)
+        if host.name in names:
+            yield Finding((*place, "name"), f"two hosts are called {host.name}", ((*path, "hosts"),))
+        names.add(host.name)
+        if host.role == "primary":
+            if primary:
+                yield Finding((*place, "role"), f"{primary} is the primary already; role: auto finds out")
+            primary = primary or host.name
+        if host.service_token is not None and host.transport != "cloudflare":
+            message = "a service token is for transport: cloudflare"
+            yield Finding((*place, "service_token"), message, ((*place, "transport"),))
+        ca_file = host.tls.ca_file
+        if ca_file is not None and not ca_file.is_file():
+            yield Finding((*place, "tls", "ca_file"), f"there is no file {ca_file}")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

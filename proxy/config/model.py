@@ -1,0 +1,325 @@
+"""The configuration, key by key as in pgsluice.yaml. Durations are in seconds, sizes in bytes.
+
+Every key has a default except `databases`; a key without a value has its default too. The models are frozen:
+a reload makes a new one. Relative paths start at the configuration file's directory.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from proxy.config import units
+
+# What a section is made from where the file holds nothing of it: defaults are validated too, so that
+# their paths are located as well.
+DEFAULTS: Final[Any] = {}
+
+# pglast can crash the process on longer texts: `SELECT 1+1+…` of 64 KB overflows the C stack.
+MOST_PARSE_BYTES: Final = 32 * 1024
+
+Duration = Annotated[float, BeforeValidator(units.duration), Field(ge=0, le=366 * 86400)]
+PositiveDuration = Annotated[float, BeforeValidator(units.duration), Field(gt=0, le=366 * 86400)]
+Size = Annotated[int, BeforeValidator(units.size), Field(ge=0)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+ListenPort = Annotated[int, Field(ge=0, le=65535)]  # 0 = any free one
+Name = Annotated[str, Field(min_length=1, max_length=255)]
+PoolName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
+Balance = Literal["round_robin", "least_connections", "random"]
+
+
+def _located(path: Path, info: ValidationInfo) -> Path:
+    return Path((info.context or {}).get("directory", ""), path)
+
+
+FilePath = Annotated[Path, AfterValidator(_located)]
+
+
+class Section(BaseModel):
+    """What all parts of the configuration share: unknown keys are errors, nothing changes later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_default(cls, given: Any) -> Any:
+        if given is None:
+            return {}
+        if not isinstance(given, dict):
+            return given
+        return {
+            key: value for key, value in given.items() if value is not None or key not in cls.model_fields
+        }
+
+
+class ListenTls(Section):
+    """TLS towards clients."""
+
+    mode: Literal["off", "prefer", "require"] = "off"
+    cert_file: FilePath = Path("server.crt")
+    key_file: FilePath = Path("server.key")
+    min_version: Literal["1.2", "1.3"] = "1.2"
+
+
+class Listen(Section):
+    """Where clients connect."""
+
+    host: Name = "127.0.0.1"
+    port: ListenPort = 6432
+    unix_socket_dir: FilePath | None = None
+    max_clients: int = Field(5000, ge=1)
+    auth_timeout: PositiveDuration = 15.0
+    drain_timeout: Duration = 30.0
+    tls: ListenTls = DEFAULTS
+
+
+class Http(Section):
+    """Where metrics, health and the HTTP API are served."""
+
+    host: Name = "127.0.0.1"
+    port: ListenPort = 9432
+
+
+class Auth(Section):
+    """How clients log in, and where their keys are."""
+
+    methods: list[Literal["scram-sha-256", "password"]] = Field(["scram-sha-256", "password"], min_length=1)
+    keys: Literal["database", "file"] = "database"
+    keys_file: FilePath = Path("keys.yaml")
+    cache_ttl: PositiveDuration = 30.0
+
+
+class Identity(Section):
+    """How PostgreSQL is told who asks."""
+
+    mode: Literal["signed", "off"] = "signed"
+    isolation: Literal["shared", "strict"] = "shared"
+    token_ttl: Annotated[PositiveDuration, Field(ge=1, le=86400)] = 120.0
+
+
+class Login(Section):
+    """A role on the servers; without a password PostgreSQL's own rules (peer, trust) decide."""
+
+    user: Name
+    password: SecretStr = SecretStr("")
+
+
+class HostTls(Section):
+    """TLS towards a server, with libpq's modes (manual: "SSL Mode Descriptions")."""
+
+    mode: Literal["disable", "prefer", "require", "verify-ca", "verify-full"] = "prefer"
+    ca_file: FilePath | None = None
+
+
+class ServiceToken(Section):
+    """A service token of Cloudflare Access."""
+
+    id: Name
+    secret: SecretStr
+
+
+class Host(Section):
+    """One server of a database. Its name defaults to host:port."""
+
+    host: Name = "127.0.0.1"
+    port: Port = 5432
+    name: str = Field("", max_length=255)
+    role: Literal["auto", "primary", "replica"] = "auto"
+    transport: Literal["tcp", "cloudflare"] = "tcp"
+    service_token: ServiceToken | None = None
+    tls: HostTls = DEFAULTS
+
+    @field_validator("name")
+    @classmethod
+    def _named(cls, name: str, info: ValidationInfo) -> str:
+        return name or f"{info.data.get('host')}:{info.data.get('port')}"
+
+
+class PoolDefaults(Section):
+    """Times and limits that each pool has unless it sets its own."""
+
+    acquire_timeout: PositiveDuration = 30.0
+    connect_timeout: PositiveDuration = 5.0
+    idle_timeout: Duration = 600.0
+    max_lifetime: Duration = 3600.0
+    max_uses: int = Field(0, ge=0)
+
+
+class Pool(PoolDefaults):
+    """Server connections of one login."""
+
+    user: Name = "app_rw"
+    password: SecretStr = SecretStr("")
+    min: int = Field(0, ge=0)
+    max: int = Field(2, ge=1, le=10_000)
+    balance: Balance = "least_connections"
+
+    @field_validator("max")
+    @classmethod
+    def _holds_min(cls, most: int, info: ValidationInfo) -> int:
+        if most < info.data.get("min", 0):
+            raise ValueError(f"max ({most}) is below min ({info.data['min']})")
+        return most
+
+
+# What a pool of that name has where the configuration doesn't say.
+POOLS: Final[dict[str, dict[str, Any]]] = {
+    "primary": {"user": "app_rw", "min": 2, "max": 10},
+    "readonly": {"user": "app_ro", "min": 1, "max": 5},
+    "priority": {"user": "app_rw", "min": 1, "max": 3},
+    "background": {"user": "app_rw", "min": 1, "max": 2},
+    "admin": {"user": "app_admin", "min": 0, "max": 2},
+}
+
+
+class Routing(Section):
+    """Which statements go to replicas."""
+
+    enabled: bool = True
+    read_your_writes: bool = True
+    lazy_begin: bool = True
+    retry_readonly_errors: bool = True
+    max_parse_bytes: Size = 16 * 1024
+    safe_functions: list[Name] = []  # volatile functions of the operator's own that only read
+
+    @field_validator("max_parse_bytes")
+    @classmethod
+    def _parser_survives(cls, count: int) -> int:
+        if count > MOST_PARSE_BYTES:
+            raise ValueError("at most 32KiB: PostgreSQL's parser may crash the process on longer statements")
+        return count
+
+
+class Timeouts(Section):
+    """When a client's statement or its silence is ended; 0 = never."""
+
+    query: Duration = 0.0
+    idle_in_transaction: Duration = 60.0
+    client_idle: Duration = 0.0
+
+
+class Health(Section):
+    """How hosts are watched; an interval of 0 turns it off."""
+
+    interval: Duration = 1.0
+    failures_to_open: int = Field(3, ge=1)
+    retry_after: PositiveDuration = 5.0
+    max_lag: Duration = 10.0
+    failover_wait: Duration = 5.0
+    failover_attempts: int = Field(3, ge=1)
+
+
+def _with_defaults(given: Any, defaults: dict[str, Any]) -> Any:
+    if given is None:
+        return defaults
+    if not isinstance(given, dict):
+        return given
+    said = {key: value for key, value in given.items() if value is not None or key not in defaults}
+    return {**defaults, **said}
+
+
+class Database(Section):
+    """What a client's database name stands for.
+
+    `database` is its name on the servers. It defaults to the client's name for it; under "*" an empty one
+    means whatever name the client asked for.
+    """
+
+    database: str = Field("", max_length=63)
+    control: Login | None = None
+    hosts: list[Host] = Field([DEFAULTS], min_length=1)
+    pool_mode: Literal["transaction", "session"] = "transaction"
+    pool_defaults: PoolDefaults = DEFAULTS
+    pools: dict[PoolName, Pool] = Field(dict.fromkeys(POOLS, DEFAULTS))
+    routing: Routing = DEFAULTS
+    timeouts: Timeouts = DEFAULTS
+    health: Health = DEFAULTS
+
+    @field_validator("pools", mode="before")
+    @classmethod
+    def _known_pools(cls, pools: Any) -> Any:
+        """Give the pools that we know by name what the configuration leaves open."""
+        if not isinstance(pools, dict):
+            return pools
+        return {name: _with_defaults(pool, POOLS.get(name, {})) for name, pool in pools.items()}
+
+    @field_validator("pools")
+    @classmethod
+    def _completed(cls, pools: dict[str, Pool], info: ValidationInfo) -> dict[str, Pool]:
+        """Take over pool_defaults where a pool sets nothing."""
+        defaults = info.data.get("pool_defaults")
+        if defaults is None:
+            return pools
+        return {
+            name: pool.model_copy(
+                update={
+                    key: getattr(defaults, key)
+                    for key in PoolDefaults.model_fields
+                    if key not in pool.model_fields_set
+                }
+            )
+            for name, pool in pools.items()
+        }
+
+
+class AccessLog(Section):
+    """Where the record of each statement and login goes."""
+
+    sinks: list[Literal["table", "stdout"]] = ["table", "stdout"]
+    statements: Literal["normalized", "full", "none"] = "normalized"
+    slow_query: Duration = 1.0
+    flush_interval: PositiveDuration = 0.5
+    spool_dir: FilePath = Path("/var/lib/pgsluice/spool")
+
+
+class Logging(Section):
+    """The program's own log, on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+
+
+def _off(value: Any) -> Any:
+    return None if isinstance(value, str) and value.lower() in ("off", "false", "no") else value
+
+
+def _workers(value: Any) -> Any:
+    if value != "auto":
+        return value
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+class Config(Section):
+    """The whole configuration. `http` is None where it is off; `workers: auto` has become their number."""
+
+    listen: Listen = DEFAULTS
+    http: Annotated[Http | None, BeforeValidator(_off)] = DEFAULTS
+    workers: Annotated[int, BeforeValidator(_workers), Field(ge=1, le=1024)] = 1
+    auth: Auth = DEFAULTS
+    identity: Identity = DEFAULTS
+    databases: dict[Name, Database] = Field(min_length=1)
+    access_log: AccessLog = DEFAULTS
+    logging: Logging = DEFAULTS
+
+    @field_validator("databases")
+    @classmethod
+    def _named(cls, databases: dict[str, Database]) -> dict[str, Database]:
+        return {
+            name: database
+            if database.database or name == "*"
+            else database.model_copy(update={"database": name})
+            for name, database in databases.items()
+        }
