@@ -1,0 +1,313 @@
+"""Bring access records from the buffer, where compiled code puts them, to where they are kept.
+
+    AccessBuffer ── every flush_interval, ──► Sink "table"  ── COPY ──► sluice.api_access_logs
+                    or when it is large   └─► Sink "stdout" ── JSON lines
+
+Each sink has a backlog of its own and one task that delivers it in order, so that a slow one holds up neither
+the other nor the event loop. A batch is delivered whole and exactly once as far as the destination can tell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol
+
+from proxy import tasks
+from proxy.observe.lines import LineWriter
+from proxy.observe.record import AccessBuffer
+from proxy.observe.rows import copy_payload, count, cut, to_ascii
+from proxy.observe.text import escape
+
+log = logging.getLogger(__name__)
+
+# A batch of this size goes out without waiting for flush_interval.
+_BATCH_BYTES: Final = 2 * 1024 * 1024
+_MAX_BACKLOG: Final = 64 * 1024 * 1024
+# Whoever reads standard output is near: what it hasn't read by then it won't.
+_MAX_LINES_BACKLOG: Final = 16 * 1024 * 1024
+_COPY_TIMEOUT: Final = 30.0
+# Seconds between two complaints about dropped records.
+_COMPLAIN_EVERY: Final = 10.0
+
+
+class Batch:
+    """Rows that are delivered together, or not at all. Their bytes never change once they were tried."""
+
+    def __init__(self, rows: bytes, number: int) -> None:
+        self.rows = rows
+        self.number = number
+        self.attempts = 0
+        self.ascii = False
+
+
+class Backlog(Protocol):
+    """Where a sink's batches wait, oldest first; a spool on disk can stand here as well as memory."""
+
+    rows: int
+    bytes: int
+
+    def add(self, batch: Batch) -> bool:
+        """Take `batch` as the newest; False if there is no room for it."""
+
+    def first(self) -> Batch | None:
+        """Return the oldest, which stays."""
+
+    def replace_first(self, *batches: Batch) -> None:
+        """Put `batches`, or nothing, in the place of the oldest."""
+
+
+class MemoryBacklog:
+    """Batches in memory, up to `max_bytes` of rows, but at least one."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.rows = 0
+        self.bytes = 0
+        self._max_bytes = max_bytes
+        self._batches: deque[Batch] = deque()
+
+    def add(self, batch: Batch) -> bool:
+        """Take `batch` as the newest; False if there is no room for it."""
+        if self._batches and self.bytes + len(batch.rows) > self._max_bytes:
+            return False
+        self._batches.append(batch)
+        self._count(batch, 1)
+        return True
+
+    def first(self) -> Batch | None:
+        """Return the oldest, which stays."""
+        return self._batches[0] if self._batches else None
+
+    def replace_first(self, *batches: Batch) -> None:
+        """Put `batches`, or nothing, in the place of the oldest."""
+        self._count(self._batches.popleft(), -1)
+        for batch in reversed(batches):
+            self._batches.appendleft(batch)
+            self._count(batch, 1)
+
+    def _count(self, batch: Batch, sign: int) -> None:
+        self.rows += sign * batch.number
+        self.bytes += sign * len(batch.rows)
+
+
+class Sink:
+    """One destination: delivers batches in order, tries again what failed, counts what was lost.
+
+    `deliver` takes a batch's rows and returns when they are safe; it has `timeout` seconds for that. An error
+    with an `sqlstate` of class 22 says that the destination never takes these rows: they are narrowed down
+    to the one that is refused. A unique violation (23505) of a batch that was tried before says that the
+    earlier attempt had succeeded although its answer was lost: the ids are unique. Anything else is tried
+    again, after `retry_delay` seconds and then twice as long each time, up to 5 s.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        deliver: Callable[[bytes], Awaitable[None]],
+        backlog: Backlog,
+        timeout: float | None = None,
+        retry_delay: float = 0.25,
+    ) -> None:
+        self.name = name
+        self.backlog = backlog
+        # Rows that were delivered; that found the backlog full or were left at the end; that were refused.
+        self.written = 0
+        self.dropped = 0
+        self.refused = 0
+        # Deliveries that failed, and the last reason, empty while all is well.
+        self.failures = 0
+        self.last_error = ""
+        self._deliver = deliver
+        self._timeout = timeout
+        self._retry_delay = retry_delay
+        self._complained_at = float("-inf")
+        self._arrived = asyncio.Event()
+        self._closing = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Start the task that delivers."""
+        self._task = tasks.spawn(self._run(), f"access log: {self.name}")
+
+    def put(self, rows: bytes, number: int) -> None:
+        """Queue `number` rows; where there is no room they are dropped, counted and complained about."""
+        if self.backlog.add(Batch(rows, number)):
+            self._arrived.set()
+            return
+        self.dropped += number
+        now = asyncio.get_running_loop().time()
+        if now - self._complained_at >= _COMPLAIN_EVERY:
+            self._complained_at = now
+            log.error(
+                "access log: %d records for %s are lost so far: %d bytes wait for it already (%s)",
+                self.dropped,
+                self.name,
+                self.backlog.bytes,
+                self.last_error or "it is slow",
+            )
+
+    async def close(self, timeout: float) -> None:
+        """Deliver what waits, for at most `timeout` seconds; what is left then is lost, and said."""
+        self._closing.set()
+        self._arrived.set()
+        if self._task is not None:
+            await asyncio.wait({self._task}, timeout=timeout)
+            await tasks.stop(self._task)
+        if self.backlog.rows:
+            self.dropped += self.backlog.rows
+            log.error(
+                "access log: %d records for %s are lost at the end (%s)",
+                self.backlog.rows,
+                self.name,
+                self.last_error or "no time was left",
+            )
+
+    async def _run(self) -> None:
+        delay = self._retry_delay
+        while True:
+            batch = self.backlog.first()
+            if batch is None:
+                if self._closing.is_set():
+                    return
+                self._arrived.clear()
+                await self._arrived.wait()
+            elif await self._try(batch):
+                delay = self._retry_delay
+            else:
+                await self._pause(delay)
+                delay = min(delay * 2, 5.0)
+
+    async def _try(self, batch: Batch) -> bool:
+        """Deliver the oldest batch once; tell whether it is settled, in one way or another."""
+        batch.attempts += 1
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._deliver(batch.rows)
+        except Exception as failure:
+            sqlstate = str(getattr(failure, "sqlstate", None) or "")
+            if sqlstate == "23505" and batch.attempts > 1:
+                self._delivered(batch)
+                return True
+            if sqlstate.startswith("22") or sqlstate == "23505":
+                self._narrow(batch, failure)
+                return True
+            self._failed(failure)
+            return False
+        self._delivered(batch)
+        return True
+
+    def _delivered(self, batch: Batch) -> None:
+        self.backlog.replace_first()
+        self.written += batch.number
+        if self.last_error:
+            self.last_error = ""
+            log.warning(
+                "access log: %s takes records again, %d wait; %d are lost since the start",
+                self.name,
+                self.backlog.rows,
+                self.dropped,
+            )
+
+    def _failed(self, failure: Exception) -> None:
+        self.failures += 1
+        reason = escape(f"{type(failure).__name__}: {failure}", 300)
+        if not self.last_error:
+            log.warning("access log: %s takes no records, they wait in memory (%s)", self.name, reason)
+        self.last_error = reason
+
+    def _narrow(self, batch: Batch, failure: Exception) -> None:
+        """Part a batch that was refused for what it holds; give a single row one more chance as plain ASCII.
+
+        A database whose encoding isn't UTF8 lacks most characters (22P05).
+        """
+        self.failures += 1
+        if batch.number > 1:
+            middle = cut(batch.rows, 0, len(batch.rows) // 2)
+            halves = [batch.rows[:middle], batch.rows[middle:]]
+            self.backlog.replace_first(*(Batch(half, count(half)) for half in halves))
+        elif not batch.ascii:
+            plain = Batch(to_ascii(batch.rows), 1)
+            plain.ascii = True
+            self.backlog.replace_first(plain)
+        else:
+            self.backlog.replace_first()
+            self.refused += 1
+            log.error("access log: %s refuses a record (%s)", self.name, type(failure).__name__)
+
+    async def _pause(self, delay: float) -> None:
+        """Wait so long, but when the end comes less: the deadline is near."""
+        if self._closing.is_set():
+            await asyncio.sleep(min(delay, 0.1))
+        else:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await self._closing.wait()
+
+
+class AccessLog:
+    """Owns the buffer that sessions record into, and empties it into the sinks.
+
+    `copy` gets the whole payload of a binary COPY into sluice.api_access_logs, and returns when it is
+    committed; the partitions are its caller's matter. `lines_fd` is where JSON lines go. None leaves a sink
+    out; without any, the buffer records nothing. `flush_interval` is in seconds.
+    """
+
+    def __init__(
+        self,
+        copy: Callable[[bytes], Awaitable[None]] | None,
+        lines_fd: int | None,
+        statements: str = "normalized",
+        flush_interval: float = 0.5,
+        max_backlog: int = _MAX_BACKLOG,
+        retry_delay: float = 0.25,
+    ) -> None:
+        self.sinks: list[Sink] = []
+        self._lines: LineWriter | None = None
+        if copy is not None:
+            self._copy = copy
+            backlog = MemoryBacklog(max_backlog)
+            self.sinks.append(Sink("table", self._copy_rows, backlog, _COPY_TIMEOUT, retry_delay))
+        if lines_fd is not None:
+            self._lines = LineWriter(lines_fd)
+            backlog = MemoryBacklog(min(max_backlog, _MAX_LINES_BACKLOG))
+            self.sinks.append(Sink("stdout", self._lines.deliver, backlog, None, retry_delay))
+        self.buffer = AccessBuffer(os.urandom(8), statements, _BATCH_BYTES, self._hurry, bool(self.sinks))
+        self._flush_interval = flush_interval
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Start flushing, in the running event loop."""
+        for sink in self.sinks:
+            sink.start()
+        self._tick()
+
+    def flush(self) -> None:
+        """Hand what was recorded to the sinks now, without waiting for them."""
+        if number := self.buffer.rows:
+            rows = self.buffer.take(os.urandom(8))
+            for sink in self.sinks:
+                sink.put(rows, number)
+
+    async def close(self, timeout: float = 5.0) -> None:
+        """Flush for the last time and wait for the sinks, at most `timeout` seconds."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self.flush()
+        await asyncio.gather(*(sink.close(timeout) for sink in self.sinks))
+        if self._lines is not None:
+            self._lines.close()
+
+    def _tick(self) -> None:
+        self.flush()
+        self._timer = asyncio.get_running_loop().call_later(self._flush_interval, self._tick)
+
+    def _hurry(self) -> None:
+        # Called while a row is appended: the flush must come after it.
+        asyncio.get_running_loop().call_soon(self.flush)
+
+    async def _copy_rows(self, rows: bytes) -> None:
+        await self._copy(copy_payload(rows))

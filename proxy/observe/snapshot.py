@@ -1,0 +1,75 @@
+"""The facts of one moment that metrics and health are made of.
+
+Whoever wires the objects fills these in when it is asked; nobody keeps them. The counters inside are the
+living ones, not copies: they are read in the same turn of the event loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from proxy.observe.access_log import Sink
+from proxy.observe.stats import PoolStats, ProxyStats
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSnapshot:
+    """One pool of server connections. `host` is empty where the pool spans several."""
+
+    database: str
+    pool: str
+    host: str
+    minimum: int
+    maximum: int
+    active: int
+    idle: int
+    waiting: int
+    stats: PoolStats
+    # Of the active ones.
+    pinned: int = 0
+    # Connections that are being opened, or reset.
+    busy: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HostSnapshot:
+    """One host as the health monitor sees it. Times are in seconds; None is what nobody has measured."""
+
+    database: str
+    host: str
+    role: str
+    connected: bool
+    breaker: str = "closed"
+    response_time: float | None = None
+    lag: float | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ParseCacheSnapshot:
+    """The cache of intents: how many texts were decided at which step, and what it holds."""
+
+    hits: int = 0
+    shape_hits: int = 0
+    fingerprint_hits: int = 0
+    misses: int = 0
+    entries: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The whole process."""
+
+    version: str
+    compiled: bool
+    ready: bool
+    draining: bool
+    clients: int
+    max_clients: int
+    proxy: ProxyStats
+    pools: Sequence[PoolSnapshot] = ()
+    hosts: Sequence[HostSnapshot] = ()
+    parse_cache: ParseCacheSnapshot = field(default_factory=ParseCacheSnapshot)
+    access_log: Sequence[Sink] = ()
