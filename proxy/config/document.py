@@ -25,7 +25,7 @@ class Document:
     """A YAML document: `tree` is its content, `lines` the line of each path, `problems` what was wrong.
 
     `unusable` holds the paths of values that a problem was reported for already; they are None in the tree.
-    Raises ConfigError where the text is no YAML at all.
+    Raises ConfigError where the text is no YAML at all, or grows without end.
     """
 
     def __init__(self, text: str, environ: Mapping[str, str]) -> None:
@@ -68,8 +68,10 @@ class Document:
         line = node.start_mark.line + 1
         self.lines.setdefault(path, line)
         self._count += 1
-        if id(node) in self._open or self._count > _MOST_NODES:
-            self._report(path, line, "an alias refers to itself, or there are too many of them")
+        if self._count > _MOST_NODES:
+            raise ConfigError([Problem(dotted(path), line, "too large, or aliases within aliases")])
+        if id(node) in self._open:
+            self._report(path, line, "an alias refers to itself")
             return None
         self._open.add(id(node))
         try:

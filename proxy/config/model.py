@@ -80,7 +80,7 @@ class Listen(Section):
     host: Name = "127.0.0.1"
     port: ListenPort = 6432
     unix_socket_dir: FilePath | None = None
-    max_clients: int = Field(5000, ge=1)
+    max_clients: int = Field(default=5000, ge=1)
     auth_timeout: PositiveDuration = 15.0
     drain_timeout: Duration = 30.0
     tls: ListenTls = DEFAULTS
@@ -96,7 +96,9 @@ class Http(Section):
 class Auth(Section):
     """How clients log in, and where their keys are."""
 
-    methods: list[Literal["scram-sha-256", "password"]] = Field(["scram-sha-256", "password"], min_length=1)
+    methods: list[Literal["scram-sha-256", "password"]] = Field(
+        default=["scram-sha-256", "password"], min_length=1
+    )
     keys: Literal["database", "file"] = "database"
     keys_file: FilePath = Path("keys.yaml")
     cache_ttl: PositiveDuration = 30.0
@@ -136,7 +138,7 @@ class Host(Section):
 
     host: Name = "127.0.0.1"
     port: Port = 5432
-    name: str = Field("", max_length=255)
+    name: str = Field(default="", max_length=255)
     role: Literal["auto", "primary", "replica"] = "auto"
     transport: Literal["tcp", "cloudflare"] = "tcp"
     service_token: ServiceToken | None = None
@@ -155,7 +157,7 @@ class PoolDefaults(Section):
     connect_timeout: PositiveDuration = 5.0
     idle_timeout: Duration = 600.0
     max_lifetime: Duration = 3600.0
-    max_uses: int = Field(0, ge=0)
+    max_uses: int = Field(default=0, ge=0)
 
 
 class Pool(PoolDefaults):
@@ -163,8 +165,8 @@ class Pool(PoolDefaults):
 
     user: Name = "app_rw"
     password: SecretStr = SecretStr("")
-    min: int = Field(0, ge=0)
-    max: int = Field(2, ge=1, le=10_000)
+    min: int = Field(default=0, ge=0)
+    max: int = Field(default=2, ge=1, le=10_000)
     balance: Balance = "least_connections"
 
     @field_validator("max")
@@ -215,11 +217,11 @@ class Health(Section):
     """How hosts are watched; an interval of 0 turns it off."""
 
     interval: Duration = 1.0
-    failures_to_open: int = Field(3, ge=1)
+    failures_to_open: int = Field(default=3, ge=1)
     retry_after: PositiveDuration = 5.0
     max_lag: Duration = 10.0
     failover_wait: Duration = 5.0
-    failover_attempts: int = Field(3, ge=1)
+    failover_attempts: int = Field(default=3, ge=1)
 
 
 def _with_defaults(given: Any, defaults: dict[str, Any]) -> Any:
@@ -238,12 +240,12 @@ class Database(Section):
     means whatever name the client asked for.
     """
 
-    database: str = Field("", max_length=63)
+    database: str = Field(default="", max_length=63)
     control: Login | None = None
-    hosts: list[Host] = Field([DEFAULTS], min_length=1)
+    hosts: list[Host] = Field(default=[DEFAULTS], min_length=1)
     pool_mode: Literal["transaction", "session"] = "transaction"
     pool_defaults: PoolDefaults = DEFAULTS
-    pools: dict[PoolName, Pool] = Field(dict.fromkeys(POOLS, DEFAULTS))
+    pools: dict[PoolName, Pool] = Field(default=dict.fromkeys(POOLS, DEFAULTS))
     routing: Routing = DEFAULTS
     timeouts: Timeouts = DEFAULTS
     health: Health = DEFAULTS
