@@ -16,6 +16,7 @@
         ├── QueryCancelled            57014
         ├── IdleInTransaction         25P03
         ├── ShuttingDown              57P01
+        ├── KeyRevoked                57P01
         ├── UnknownDatabase           3D000
         └── FeatureNotSupported       0A000
 
@@ -156,6 +157,14 @@ class ShuttingDown(ClientError):
     sqlstate = "57P01"
     code = "SHUTTING_DOWN"
     default_message = "terminating connection because the proxy is shutting down"
+
+
+class KeyRevoked(ClientError):
+    """The session's key was revoked, or has expired, after its login."""
+
+    sqlstate = "57P01"
+    code = "INVALID_API_KEY"
+    default_message = "terminating connection because its API key was revoked or has expired"
 
 
 class UnknownDatabase(ClientError):

@@ -1,0 +1,306 @@
+"""The application: the only place that wires objects together, and that starts and ends them.
+
+    serve → Proxy.start: probe hosts → read keys and functions → listen
+          → SIGTERM: stop accepting → let transactions finish → flush the access log → end
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import uvloop
+
+import proxy
+from proxy import http
+from proxy.auth.key import Key
+from proxy.config import Config, from_environment, load
+from proxy.errors import IdleInTransaction, KeyRevoked, ShuttingDown, SluiceError
+from proxy.http.server import HttpServer
+from proxy.logs import configure
+from proxy.observe.access_log import AccessLog
+from proxy.observe.metrics import Metrics
+from proxy.observe.snapshot import HostSnapshot, ParseCacheSnapshot, PoolSnapshot, Snapshot
+from proxy.session.cancel import cancel_server, cancel_session
+from proxy.session.client import ClientLogin, Gate, Sessions
+from proxy.session.served import Served
+from proxy.session.session import Session, SessionRegistry
+from proxy.tasks import spawn, stop
+from proxy.upstream.server import Server
+
+log = logging.getLogger(__name__)
+
+_SWEEP = 1.0
+_DRAIN_STEP = 0.05
+_BACKLOG = 1024
+_CLOSE_LOG = 5.0
+
+
+def run(config_path: Path | None) -> int:
+    """Run the proxy with the configuration at `config_path`, or with the environment's; returns the exit code."""
+    config = load(config_path, os.environ) if config_path is not None else from_environment(os.environ)
+    configure(config.logging)
+    uvloop.run(serve(config))
+    return 0
+
+
+async def serve(config: Config) -> None:
+    """Run the proxy until SIGTERM or SIGINT, then drain."""
+    instance = Proxy(config)
+    ending = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ending.set)
+    await instance.start()
+    # Everything that lives as long as the process is taken out of the collector's sight; what a query makes
+    # is freed by its reference count.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 50)
+    await ending.wait()
+    await instance.drain()
+
+
+class _Registry(SessionRegistry):
+    """Forgets sessions that end, and cancels what servers still do for them."""
+
+    def __init__(self) -> None:
+        self.sessions: Sessions | None = None
+
+    def ended(self, session: Session) -> None:
+        if self.sessions is not None:
+            self.sessions.by_pid.pop(session.pid, None)
+
+    def abandoned(self, server: Server) -> None:
+        spawn(cancel_server(server), "cancel an abandoned query")
+
+
+class Proxy:
+    """One process: its listeners, databases and background work."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self.draining = False
+        log_config = config.access_log
+        self.access_log = AccessLog(
+            self._copy_access_log if "table" in log_config.sinks else None,
+            sys.stdout.fileno() if "stdout" in log_config.sinks else None,
+            log_config.statements,
+            log_config.flush_interval,
+        )
+        buffer = self.access_log.buffer
+        self.served = {name: Served(name, settings, config, buffer) for name, settings in config.databases.items()}
+        registry = _Registry()
+        self.sessions = Sessions(registry)
+        registry.sessions = self.sessions
+        self.gate = Gate(
+            databases={name: served.database for name, served in self.served.items()},
+            keys={name: served.keys for name, served in self.served.items()},
+            methods=list(config.auth.methods),
+            auth_timeout=config.listen.auth_timeout,
+            max_clients=config.listen.max_clients,
+            mock_secret=_mock_secret(config),
+            sessions=self.sessions,
+            cancel=self._cancel,
+        )
+        self._listeners: list[asyncio.Server] = []
+        self._http: HttpServer | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start everything; the port is opened last."""
+        for served in self.served.values():
+            served.keys.on_change = self._key_changed
+            await served.start()
+        self.access_log.start()
+        self._sweeper = spawn(self._sweep(), "sweep sessions")
+        if self._config.http is not None:
+            metrics = Metrics(self.snapshot)
+            self._http = await http.server.start(
+                self._config.http.host, self._config.http.port, metrics.render, self.ready, self.health
+            )
+        await self._listen()
+
+    async def drain(self) -> None:
+        """Stop accepting, end idle sessions, give transactions drain_timeout to finish, then end."""
+        self.draining = True
+        self.gate.draining = True
+        for listener in self._listeners:
+            listener.close()
+        log.info("draining: %d sessions", len(self.sessions))
+        deadline = time.monotonic() + self._config.listen.drain_timeout
+        while len(self.sessions) and time.monotonic() < deadline:
+            for session in list(self.sessions.by_pid.values()):
+                if session.idle():
+                    session.fatal(ShuttingDown())
+            await asyncio.sleep(_DRAIN_STEP)
+        for session in list(self.sessions.by_pid.values()):
+            session.fatal(ShuttingDown())
+        for login in list(self.gate.logins):
+            login.end(ShuttingDown())
+        await stop(self._sweeper)
+        for served in self.served.values():
+            await served.stop()
+        await self.access_log.close(_CLOSE_LOG)
+        for served in self.served.values():
+            await served.close_control()
+        if self._http is not None:
+            await self._http.close()
+        log.info("drained")
+
+    def ready(self) -> bool:
+        """Tell whether clients can be served."""
+        return not self.draining and all(served.ready() for served in self.served.values())
+
+    def health(self) -> dict[str, object]:
+        """Return what is known of hosts and pools, for /health."""
+        snapshot = self.snapshot()
+        return {
+            "status": "ready" if snapshot.ready else "draining" if self.draining else "degraded",
+            "version": snapshot.version,
+            "compiled": snapshot.compiled,
+            "clients": snapshot.clients,
+            "hosts": [
+                {
+                    "database": host.database,
+                    "host": host.host,
+                    "role": host.role,
+                    "connected": host.connected,
+                    "response_time": host.response_time,
+                    "lag": host.lag,
+                    "error": host.error,
+                }
+                for host in snapshot.hosts
+            ],
+            "pools": [
+                {
+                    "database": pool.database,
+                    "pool": pool.pool,
+                    "host": pool.host,
+                    "total": pool.active + pool.idle + pool.busy,
+                    "idle": pool.idle,
+                    "active": pool.active,
+                    "waiting": pool.waiting,
+                }
+                for pool in snapshot.pools
+            ],
+        }
+
+    def snapshot(self) -> Snapshot:
+        """Return the facts of this moment, for the metrics."""
+        pools = [
+            PoolSnapshot(
+                database=name,
+                pool=pool.name,
+                host=pool.host,
+                minimum=pool.limits.minimum,
+                maximum=pool.limits.maximum,
+                active=len(pool.servers) - pool.idle_count - len(pool.resetting),
+                idle=pool.idle_count,
+                waiting=len(pool.waiters),
+                stats=pool.stats,
+                pinned=pool.pinned,
+                busy=pool.opening + len(pool.resetting),
+            )
+            for name, served in self.served.items()
+            for pool in served.pools()
+        ]
+        hosts = [
+            HostSnapshot(
+                database=name,
+                host=host.name,
+                role="replica" if host.in_recovery else "primary" if host is served.cluster.primary else "unknown",
+                connected=host.up,
+                breaker="closed" if host.up else "open",
+                response_time=host.response_time if host.up else None,
+                lag=host.lag if host.up and host.in_recovery else None,
+                error=host.last_error,
+            )
+            for name, served in self.served.items()
+            for host in served.cluster.hosts
+        ]
+        first = next(iter(self.served.values()))
+        intents = first.database.intents
+        return Snapshot(
+            version=proxy.__version__,
+            compiled=proxy.compiled(),
+            ready=self.ready(),
+            draining=self.draining,
+            clients=len(self.sessions),
+            max_clients=self._config.listen.max_clients,
+            proxy=first.stats,
+            pools=pools,
+            hosts=hosts,
+            parse_cache=ParseCacheSnapshot(
+                intents.hits, intents.shape_hits, intents.fingerprint_hits, intents.misses, intents.entries, intents.bytes
+            ),
+            access_log=self.access_log.sinks,
+        )
+
+    async def _listen(self) -> None:
+        loop = asyncio.get_running_loop()
+        listen = self._config.listen
+        try:
+            listener = await loop.create_server(
+                lambda: ClientLogin(self.gate), listen.host, listen.port, backlog=_BACKLOG
+            )
+        except OSError as error:
+            raise SluiceError(f"cannot listen on {listen.host}:{listen.port}: {error.strerror}") from None
+        self._listeners.append(listener)
+        if listen.unix_socket_dir is not None:
+            path = listen.unix_socket_dir / f".s.PGSQL.{listen.port}"
+            self._listeners.append(
+                await loop.create_unix_server(lambda: ClientLogin(self.gate), str(path), backlog=_BACKLOG)
+            )
+        port = listener.sockets[0].getsockname()[1]
+        print(f"listening on {listen.host}:{port}", file=sys.stderr, flush=True)
+
+    async def _cancel(self, pid: int, secret: bytes) -> None:
+        stats = next(iter(self.served.values())).stats
+        stats.cancels += 1
+        session = self.sessions.by_pid.get(pid)
+        if not await cancel_session(self.sessions, pid, secret):
+            stats.cancels_refused += 1
+        elif session is not None:
+            self.access_log.buffer.event("cancel", time.time(), session.log_part)
+
+    def _key_changed(self, key_id: str, key: Key | None) -> None:
+        """End the sessions of a key that was revoked or has expired; the others get to know what changed."""
+        for session in self.sessions.of_key(key_id):
+            if key is None or not key.valid(time.time()):
+                session.database.stats.revocations += 1
+                self.access_log.buffer.event("revoked", time.time(), session.log_part)
+                session.fatal(KeyRevoked())
+            else:
+                session.key = key
+
+    async def _sweep(self) -> None:
+        """End sessions whose key has expired, or that sit in a transaction for too long."""
+        limits = {name: served.idle_in_transaction for name, served in self.served.items()}
+        while True:
+            await asyncio.sleep(_SWEEP)
+            now = time.monotonic()
+            wall = time.time()
+            for session in list(self.sessions.by_pid.values()):
+                if not session.key.valid(wall):
+                    self._key_changed(session.key.id, None)
+                elif session.stalled(now, limits[session.database.name]):
+                    session.fatal(IdleInTransaction())
+
+    async def _copy_access_log(self, rows: bytes) -> None:
+        await next(iter(self.served.values())).copy_access_log(rows)
+
+
+def _mock_secret(config: Config) -> bytes:
+    """Return a secret that restarts and workers share: it derives from the passwords in the configuration."""
+    secrets = [
+        pool.password.get_secret_value() for database in config.databases.values() for pool in database.pools.values()
+    ]
+    return hashlib.sha256("\0".join(["pgsluice mock authentication", *secrets]).encode()).digest()

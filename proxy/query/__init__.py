@@ -1,0 +1,1 @@
+"""What a statement means and where it goes: pure decisions, no I/O."""

@@ -1,0 +1,67 @@
+"""Prepared statements that follow a client from one server connection to the next.
+
+A client's name stands for a Statement; equal statements of all clients share one, whose name on the servers is
+made from an id that is never reused. Each server connection holds the statements it has seen.
+"""
+
+from __future__ import annotations
+
+from typing import Final, final
+
+from mypy_extensions import i64
+
+from proxy.query.intent import Intent
+from proxy.wire.messages import parse
+
+MAX_BYTES: Final = 16 * 1024 * 1024
+"""Statement texts that are shared at most; older ones stay with the sessions that use them."""
+
+_OVERHEAD: Final = 400
+"""Bytes that an entry takes beside its texts, roughly."""
+
+
+@final
+class Statement:
+    """One SQL text with its parameter types, under the name that servers know."""
+
+    def __init__(self, number: i64, sql: bytes, types: bytes, intent: Intent) -> None:
+        self.number: i64 = number
+        self.name: bytes = b"_sluice_%d" % number
+        self.sql = sql
+        self.types = types
+        self.intent = intent
+        self.parse_message: bytes = parse(self.name, sql, types)
+
+    def unnamed_message(self) -> bytes:
+        """Return the Parse that makes this the unnamed statement."""
+        return parse(b"", self.sql, self.types)
+
+
+@final
+class StatementCache:
+    """All statements in use, by text and parameter types; the least recently parsed goes first."""
+
+    def __init__(self, max_bytes: i64 = MAX_BYTES) -> None:
+        self.max_bytes: i64 = max_bytes
+        self.bytes: i64 = 0
+        self.made: i64 = 0
+        self.shared: i64 = 0
+        self._statements: dict[bytes, Statement] = {}
+
+    def get(self, sql: bytes, types: bytes, intent: Intent) -> Statement:
+        """Return the statement with this text and these types (count and OIDs as on the wire)."""
+        key = sql + b"\0" + types
+        known = self._statements.get(key)
+        if known is not None and known.intent is intent:
+            self.shared += 1
+            return known
+        self.made += 1
+        statement = Statement(self.made, sql, types, intent)
+        if known is None:
+            self.bytes += 2 * len(key) + _OVERHEAD
+        self._statements[key] = statement
+        while self.bytes > self.max_bytes and len(self._statements) > 1:
+            oldest = next(iter(self._statements))
+            del self._statements[oldest]
+            self.bytes -= 2 * len(oldest) + _OVERHEAD
+        return statement

@@ -1,0 +1,64 @@
+"""Cancel requests: from a client to the server connection that its session holds at that moment."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import logging
+import time
+
+from proxy.session.client import Sessions
+from proxy.upstream.server import IDLE, Server
+from proxy.wire.codes import CANCEL_REQUEST
+
+log = logging.getLogger(__name__)
+
+_TIMEOUT = 5.0
+
+
+async def cancel_session(sessions: Sessions, pid: int, secret: bytes) -> bool:
+    """Cancel what the session `pid` does; False, and no server is touched, where `secret` is not its own.
+
+    The server connection is not lent to anybody else until the cancel is done: a cancel that arrives late would
+    hit whoever uses it then.
+    """
+    session = sessions.by_pid.get(pid)
+    expected = session.secret if session is not None else b"\0\0\0\0"
+    if not hmac.compare_digest(expected, secret) or session is None:
+        return False
+    pool = session.pool
+    server = session.cancel()
+    if server is None or pool is None:
+        return True
+    pool.stats.cancels += 1
+    server.cancels += 1
+    try:
+        await cancel_server(server)
+    finally:
+        server.cancels -= 1
+        if server.cancels == 0 and server.state == IDLE:
+            pool.give_back(server, time.monotonic())
+    return True
+
+
+async def cancel_server(server: Server) -> None:
+    """Send a CancelRequest for `server` over a connection of its own, and wait until the server has taken it.
+
+    The postmaster closes the connection when it has signalled the backend (manual, "Canceling Requests in
+    Progress"). One that does not get through is logged: the query then runs to its end.
+    """
+    host, _, port = server.address.rpartition(":")
+    request = (12 + len(server.secret)).to_bytes(4, "big") + CANCEL_REQUEST.to_bytes(4, "big")
+    try:
+        async with asyncio.timeout(_TIMEOUT):
+            if host.startswith("/"):
+                reader, writer = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
+            else:
+                reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(request + server.pid.to_bytes(4, "big") + server.secret)
+            with contextlib.suppress(ConnectionError):
+                await reader.read(1)
+            writer.close()
+    except (OSError, TimeoutError) as error:
+        log.warning("cancel request to %s failed: %s", server.address, error)

@@ -1,0 +1,426 @@
+"""A client's connection up to its login: startup packets, the API key, session parameters.
+
+Nothing of a client is trusted before this is done: sizes are those of PostgreSQL's own limits, one deadline
+covers the whole login, and the identity is frozen with the one StartupMessage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from proxy.auth.key import Key, parse_key
+from proxy.auth.keystore import KeyStore
+from proxy.auth.ratelimit import TokenBucket
+from proxy.errors import (
+    AddressNotAllowed,
+    ClientError,
+    FeatureNotSupported,
+    InvalidApiKey,
+    MissingApiKey,
+    PoolExhausted,
+    ProtocolViolation,
+    ShuttingDown,
+    UnknownDatabase,
+)
+from proxy.observe.record import session_part
+from proxy.query.parameters import Profile, from_startup, reported_name
+from proxy.session.database import Database
+from proxy.session.session import Session, SessionRegistry
+from proxy.tasks import spawn
+from proxy.upstream.errand import Ask
+from proxy.upstream.server import HIGH_WATER
+from proxy.wire.codes import CANCEL_REQUEST, FE_PASSWORD, GSSENC_REQUEST, HEADER, MAX_LOGIN_MESSAGE, SSL_REQUEST
+from proxy.wire.messages import (
+    AUTH_CLEARTEXT_PASSWORD,
+    AUTH_OK,
+    AUTH_SASL_SCRAM,
+    READY_IDLE,
+    backend_key_data,
+    cstring_end,
+    error_response,
+    parameter_status,
+    sasl_continue,
+    sasl_final,
+)
+from proxy.wire.scram import MECHANISM, ServerExchange, mock_verifier, parse_verifier, read_initial_response
+from proxy.wire.startup import StartupPacket, negotiate_version, parse_options, read_startup
+
+log = logging.getLogger(__name__)
+
+_KEY_USER = "ctm_"
+_HIDDEN_REPORTS = {b"in_hot_standby": b"off", b"default_transaction_read_only": b"off", b"is_superuser": b"off"}
+
+
+@dataclass
+class Gate:
+    """What every login needs to know; one for each process."""
+
+    databases: dict[str, Database]
+    keys: dict[str, KeyStore]
+    methods: list[str]
+    auth_timeout: float
+    max_clients: int
+    mock_secret: bytes
+    sessions: Sessions
+    cancel: Callable[[int, bytes], Awaitable[None]]
+    draining: bool = False
+    logins: set[ClientLogin] = field(default_factory=set)
+    buckets: dict[str, TokenBucket] = field(default_factory=dict)
+
+    def bucket(self, key: Key) -> TokenBucket | None:
+        """Return the key's token bucket, shared by its sessions; None where it has no limit."""
+        if key.rate_limit_per_minute <= 0:
+            return None
+        bucket = self.buckets.get(key.id)
+        if bucket is None or bucket.per_minute != key.rate_limit_per_minute:
+            bucket = TokenBucket(key.rate_limit_per_minute, time.monotonic())
+            self.buckets[key.id] = bucket
+        return bucket
+
+
+class Sessions:
+    """All sessions of this process by the process id that their clients were told."""
+
+    def __init__(self, registry: SessionRegistry) -> None:
+        self.by_pid: dict[int, Session] = {}
+        self.registry = registry
+
+    def __len__(self) -> int:
+        return len(self.by_pid)
+
+    def add(self, session: Session) -> None:
+        """Enter `session` under a new process id, with a secret for cancel requests."""
+        pid = secrets.randbelow(2**31 - 1) + 1
+        while pid in self.by_pid:
+            pid = secrets.randbelow(2**31 - 1) + 1
+        session.pid = pid
+        session.secret = secrets.token_bytes(4)
+        session.on_end = self.registry
+        self.by_pid[pid] = session
+
+    def of_key(self, key_id: str) -> list[Session]:
+        """Return the sessions that logged in with the key `key_id`."""
+        return [session for session in self.by_pid.values() if session.key.id == key_id]
+
+
+class ClientLogin(asyncio.Protocol):
+    """One connection before its session: collects bytes for a task that reads as the login goes."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self._transport: asyncio.Transport | None = None
+        self._buffer = b""
+        self._more: asyncio.Future[None] | None = None
+        self._closed = False
+        self._address = ""
+        self._local = False
+
+    # -- protocol methods
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        peer = transport.get_extra_info("peername")
+        self._address = peer[0] if isinstance(peer, tuple) else ""
+        self._local = not self._address or self._address in ("127.0.0.1", "::1")
+        self._gate.logins.add(self)
+        spawn(self._run(), "login")
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        if self._transport is not None and len(self._buffer) > MAX_LOGIN_MESSAGE:
+            # Enough for the largest message of a login; the rest waits in the socket.
+            self._transport.pause_reading()
+        self._wake()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, failure: Exception | None) -> None:
+        self._closed = True
+        self._wake()
+
+    def end(self, error: ClientError) -> None:
+        """Tell the client why there will be no session."""
+        if self._transport is not None and not self._closed:
+            self._transport.write(error_response(error, True))
+            self._transport.close()
+
+    def _wake(self) -> None:
+        if self._more is not None and not self._more.done():
+            self._more.set_result(None)
+
+    # -- the login
+
+    async def _run(self) -> None:
+        startup: StartupPacket | None = None
+        key_id = ""
+        try:
+            async with asyncio.timeout(self._gate.auth_timeout or None):
+                startup = await self._startup()
+                if startup is None:
+                    return
+                self._check_room()
+                key = await self._authenticate(startup)
+                key_id = key.id
+                database = self._database(startup)
+                session, reports = await self._open(startup, key, database)
+            self._start(session, reports, database)
+        except ClientError as error:
+            self._refused(startup, key_id, error)
+        except (TimeoutError, ConnectionError):
+            if self._transport is not None:
+                self._transport.abort()
+        except Exception:
+            log.exception("login of %s failed", self._address)
+            if self._transport is not None:
+                self._transport.abort()
+        finally:
+            self._gate.logins.discard(self)
+
+    async def _startup(self) -> StartupPacket | None:
+        """Return the StartupMessage; None for a cancel request, which is served and closed."""
+        assert self._transport is not None
+        seen: set[int] = set()
+        while True:
+            packet = read_startup(self._buffer)
+            if packet is None:
+                await self._wait()
+                continue
+            rest = self._buffer[packet.size :]
+            if packet.code in (SSL_REQUEST, GSSENC_REQUEST):
+                if packet.code in seen or rest:
+                    # Bytes behind the request would pass as if they had come encrypted (CVE-2021-23214).
+                    raise ProtocolViolation("received data after an encryption request")
+                seen.add(packet.code)
+                self._buffer = b""
+                self._transport.write(b"N")
+                continue
+            self._buffer = rest
+            if packet.code == CANCEL_REQUEST:
+                await self._gate.cancel(packet.cancel_pid, packet.cancel_secret)
+                self._transport.close()
+                return None
+            return packet
+
+    def _check_room(self) -> None:
+        if self._gate.draining:
+            raise ShuttingDown()
+        if len(self._gate.sessions) >= self._gate.max_clients:
+            raise PoolExhausted(
+                "too many clients", extra=f"max_clients={self._gate.max_clients}", hint="Raise listen.max_clients."
+            )
+
+    def _keys(self, startup: StartupPacket) -> KeyStore:
+        """Return where the keys of the database that is asked for are; of any where it does not exist.
+
+        So an unknown database is told only to those who have a key.
+        """
+        keys = self._gate.keys
+        known = keys.get(_database_name(startup)) or keys.get("*")
+        return known if known is not None else next(iter(keys.values()))
+
+    async def _authenticate(self, startup: StartupPacket) -> Key:
+        user = startup.parameters.get("user", "")
+        if not user:
+            raise MissingApiKey()
+        if startup.minor > 0 or any(name.startswith("_pq_.") for name in startup.parameters):
+            unknown = [name for name in startup.parameters if name.startswith("_pq_.")]
+            self._write(negotiate_version(0, unknown))
+        scram_allowed = "scram-sha-256" in self._gate.methods
+        password_allowed = "password" in self._gate.methods and self._local
+        if user.startswith(_KEY_USER) and scram_allowed:
+            key = await self._scram(user, self._keys(startup))
+        elif password_allowed:
+            key = await self._password(self._keys(startup))
+        elif scram_allowed:
+            key = await self._scram(user, self._keys(startup))
+        else:
+            raise InvalidApiKey()
+        if not key.allows(self._address):
+            raise AddressNotAllowed()
+        return key
+
+    async def _scram(self, user: str, keys: KeyStore) -> Key:
+        """Run SCRAM-SHA-256; an unknown or expired key gets the same exchange, which then fails."""
+        key = await keys.get(user)
+        usable = key is not None and key.valid(time.time())
+        verifier = parse_verifier(key.scram) if key is not None and usable else mock_verifier(self._gate.mock_secret, user)
+        exchange = ServerExchange(verifier, secrets.token_urlsafe(18))
+        self._write(AUTH_SASL_SCRAM)
+        mechanism, client_first = read_initial_response(await self._message())
+        if mechanism != MECHANISM:
+            raise ProtocolViolation("client selected an invalid SASL authentication mechanism")
+        self._write(sasl_continue(exchange.first(client_first)))
+        final = exchange.final((await self._message())[HEADER:])
+        if key is None or not usable:
+            raise InvalidApiKey()
+        self._write(sasl_final(final))
+        return key
+
+    async def _password(self, keys: KeyStore) -> Key:
+        """Ask for the whole key as a password."""
+        self._write(AUTH_CLEARTEXT_PASSWORD)
+        data = await self._message()
+        end = cstring_end(data, HEADER, len(data))
+        whole = data[HEADER:end].decode("utf-8", "replace")
+        if not whole:
+            raise MissingApiKey()
+        parsed = parse_key(whole)
+        key = await keys.get(parsed[0]) if parsed is not None else None
+        if key is None or not key.verify_secret(whole) or not key.valid(time.time()):
+            raise InvalidApiKey()
+        return key
+
+    def _database(self, startup: StartupPacket) -> Database:
+        name = _database_name(startup)
+        databases = self._gate.databases
+        database = databases.get(name) or databases.get("*")
+        if database is None:
+            raise UnknownDatabase(f'database "{name}" does not exist', hint="Known: " + ", ".join(sorted(databases)))
+        return database
+
+    async def _open(
+        self, startup: StartupPacket, key: Key, database: Database
+    ) -> tuple[Session, dict[bytes, bytes]]:
+        """Make the session; its parameters are tried on a server first, so that a wrong one fails here."""
+        parameters = startup.parameters
+        if parameters.get("replication", "false").lower() not in ("false", "off", "no", "0"):
+            raise FeatureNotSupported("replication connections are not served through the proxy")
+        values, pool = from_startup(parameters, parse_options(parameters.get("options", "")))
+        application_name = _printable(values.pop("application_name", ""))
+        tried = database.profiles.of(values)
+        reports = dict(database.reports.get(tried) or await _try_on_server(database, tried))
+        if application_name:
+            values["application_name"] = application_name
+        reports.update(_HIDDEN_REPORTS)
+        reports[b"application_name"] = application_name.encode()
+        reports[b"session_authorization"] = parameters["user"].encode()
+        assert self._transport is not None
+        session = Session(
+            database,
+            self._transport,
+            key,
+            key.identity,
+            database.profiles.of(values),
+            pool,
+            session_part(key.id, key.user_id, self._address, application_name, database.name),
+            self._gate.bucket(key),
+        )
+        return session, reports
+
+    def _start(self, session: Session, reports: dict[bytes, bytes], database: Database) -> None:
+        """Hand the connection over to the session."""
+        if self._closed or self._transport is None:
+            return
+        self._check_room()
+        self._gate.sessions.add(session)
+        session.reported = reports
+        greeting = [AUTH_OK]
+        greeting += [parameter_status(name, value) for name, value in reports.items()]
+        greeting += [backend_key_data(session.pid, session.secret), READY_IDLE]
+        database.stats.logins += 1
+        database.access.event("login", time.time(), session.log_part)
+        self._transport.set_write_buffer_limits(HIGH_WATER)
+        self._transport.set_protocol(session)  # type: ignore[arg-type]
+        self._transport.write(b"".join(greeting))
+        self._transport.resume_reading()
+        if self._buffer:
+            session.data_received(self._buffer)
+
+    def _refused(self, startup: StartupPacket | None, key_id: str, error: ClientError) -> None:
+        user = startup.parameters.get("user", "") if startup is not None else ""
+        name = startup.parameters.get("database", "") if startup is not None else ""
+        database = self._gate.databases.get(name) or next(iter(self._gate.databases.values()))
+        database.stats.logins_refused.add(error.code)
+        log.info("login of %r from %s refused: %s", user[:64], self._address or "local socket", error.code)
+        known = key_id or (user if user.startswith(_KEY_USER) else "")
+        database.access.event(
+            "login_failed",
+            time.time(),
+            session_part(known[:16], "", self._address, "", name[:64]),
+            sqlstate=error.sqlstate,
+            code=error.code,
+        )
+        self.end(error)
+
+    # -- bytes
+
+    def _write(self, data: bytes) -> None:
+        assert self._transport is not None
+        self._transport.write(data)
+
+    async def _message(self) -> bytes:
+        """Return the next whole message, which has to be a password or SASL message."""
+        while True:
+            buffer = self._buffer
+            if buffer and buffer[0] != FE_PASSWORD:
+                raise ProtocolViolation("expected a password or SASL message")
+            if len(buffer) >= HEADER:
+                length = int.from_bytes(buffer[1:HEADER], "big", signed=True)
+                if length < 4 or length > MAX_LOGIN_MESSAGE:
+                    raise ProtocolViolation("invalid length of a password message")
+                if len(buffer) > length:
+                    self._buffer = buffer[length + 1 :]
+                    assert self._transport is not None
+                    self._transport.resume_reading()
+                    return buffer[: length + 1]
+            await self._wait()
+
+    async def _wait(self) -> None:
+        if self._closed:
+            raise ConnectionError("closed by the client")
+        self._more = asyncio.get_running_loop().create_future()
+        await self._more
+        if self._closed:
+            raise ConnectionError("closed by the client")
+
+
+async def _try_on_server(database: Database, profile: Profile) -> dict[bytes, bytes]:
+    """Return what a server reports of itself under `profile`.
+
+    Raises the server's own complaint where it does not accept a value, or what keeps us from a server.
+    """
+    pool = database.cluster.pool_for("readonly", True, 0.0)
+    calls = [f"pg_catalog.set_config({_literal(name)}, {_literal(value)}, false)" for name, value in profile.values]
+    sql = "SELECT " + ", ".join(calls or ["1"])
+    answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    errand = Ask(sql.encode(), lambda _: None if answered.done() else answered.set_result(None))
+    server = pool.take(errand, time.monotonic())
+    if server is not None:
+        errand.granted(server)
+    await answered
+    if errand.server is not None and errand.parameters:
+        pool.give_back(errand.server, time.monotonic())
+    if errand.error:
+        raise InvalidParameter(errand.error)
+    if len(database.reports) > 1000:
+        database.reports.clear()
+    database.reports[profile] = errand.parameters
+    return errand.parameters
+
+
+class InvalidParameter(ClientError):
+    """A startup parameter whose value the server does not accept."""
+
+    sqlstate = "22023"
+
+
+def _database_name(startup: StartupPacket) -> str:
+    """Return the database that is asked for; it defaults to the user's name (manual, "StartupMessage")."""
+    return startup.parameters.get("database", "") or startup.parameters.get("user", "")
+
+
+def _literal(text: str) -> str:
+    """Return `text` as a string constant (server connections have standard_conforming_strings on)."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _printable(name: str) -> str:
+    """Return `name` as PostgreSQL keeps an application_name: ASCII, at most 63 bytes."""
+    return "".join(c if " " <= c <= "~" else "?" for c in name)[:63]

@@ -1,0 +1,174 @@
+"""Reading a client's extended-protocol messages: what each is about, and what it may do (manual, "Extended Query").
+
+Pure: looks at the bytes and at the client's own statements and portals; no server is involved yet.
+"""
+
+from __future__ import annotations
+
+from typing import Final, final
+
+from mypy_extensions import i64
+
+from proxy.errors import ClientError, FeatureNotSupported, ProtocolViolation
+from proxy.query.cache import IntentCache
+from proxy.query.prepared import Statement, StatementCache
+from proxy.session.unit import Message
+from proxy.wire.codes import FE_BIND, FE_CLOSE, FE_DESCRIBE, FE_EXECUTE, FE_PARSE, HEADER, MAX_HELD
+from proxy.wire.messages import cstring_end
+
+_STATEMENT: Final = 0x53  # S, as opposed to P for a portal
+
+MAX_STATEMENTS: Final = 10_000
+"""Prepared statements that one client may name; each costs some 200 bytes beside its text, which is shared."""
+
+MAX_PORTALS: Final = 10_000
+"""Portals that one client may name within a transaction."""
+
+
+class UndefinedStatement(ClientError):
+    """A name that stands for no prepared statement, as PostgreSQL says it."""
+
+    sqlstate = "26000"
+
+
+class DuplicateStatement(ClientError):
+    """A name that already stands for a prepared statement, as PostgreSQL says it."""
+
+    sqlstate = "42P05"
+
+
+class TooManyStatements(ClientError):
+    """More names than a client may have."""
+
+    sqlstate = "54000"
+
+
+@final
+class ClientStatements:
+    """What one client has prepared and bound: names to statements."""
+
+    def __init__(self) -> None:
+        self.named: dict[bytes, Statement] = {}
+        self.unnamed: Statement | None = None
+        self.portals: dict[bytes, Statement] = {}
+        self.unnamed_portal: Statement | None = None
+
+    def get(self, name: bytes) -> Statement | None:
+        """Return the statement called `name`, b"" for the unnamed one."""
+        return self.named.get(name) if name else self.unnamed
+
+    def end_transaction(self) -> None:
+        """Forget the portals: they live no longer than their transaction."""
+        if self.portals:
+            self.portals = {}
+        self.unnamed_portal = None
+
+
+def read_message(
+    statements: ClientStatements,
+    intents: IntentCache,
+    shared: StatementCache,
+    kind: i64,
+    data: bytes,
+    start: i64,
+    end: i64,
+) -> Message:
+    """Return what the message at data[start:end] is about; `end` may lie behind the bytes at hand.
+
+    Names change provisionally: the reply queue undoes a Parse or Close that fails. Raises ProtocolViolation if
+    the message is malformed.
+    """
+    n: i64 = len(data)
+    limit: i64 = end if end < n else n
+    body: i64 = start + HEADER
+    if kind == FE_BIND:
+        portal_end: i64 = cstring_end(data, body, limit)
+        name_end: i64 = cstring_end(data, portal_end + 1, limit)
+        name = data[portal_end + 1 : name_end]
+        statement = statements.get(name)
+        message = Message(kind, data, start, end, statement)
+        message.name = name
+        if statement is None:
+            message.error = _undefined(name)
+        elif portal_end == body:
+            statements.unnamed_portal = statement
+        elif len(statements.portals) >= MAX_PORTALS:
+            message.error = TooManyStatements("too many portals in one transaction")
+        else:
+            statements.portals[data[body:portal_end]] = statement
+        return message
+    if kind == FE_EXECUTE:
+        portal_end = cstring_end(data, body, limit)
+        if portal_end + 5 != end:
+            raise ProtocolViolation("invalid Execute message")
+        if portal_end == body:
+            statement = statements.unnamed_portal
+        else:
+            statement = statements.portals.get(data[body:portal_end])
+        message = Message(kind, data, start, end, statement)
+        if statement is not None:
+            message.intent = statement.intent
+        return message
+    if kind == FE_PARSE:
+        return _parse(statements, intents, shared, data, start, end)
+    if kind == FE_DESCRIBE or kind == FE_CLOSE:
+        name_end = cstring_end(data, body + 1, limit)
+        if name_end + 1 != end:
+            raise ProtocolViolation("invalid Describe or Close message")
+        name = data[body + 1 : name_end]
+        target: i64 = data[body]
+        if target != _STATEMENT:
+            if target != 0x50:
+                raise ProtocolViolation("invalid subtype of a Describe or Close message")
+            return Message(kind, data, start, end, None)
+        statement = statements.get(name)
+        message = Message(kind, data, start, end, statement)
+        message.name = name
+        if kind == FE_CLOSE:
+            if name:
+                statements.named.pop(name, None)
+            else:
+                statements.unnamed = None
+        elif statement is None:
+            message.error = _undefined(name)
+        return message
+    return Message(kind, data, start, end, None)
+
+
+def _parse(
+    statements: ClientStatements, intents: IntentCache, shared: StatementCache, data: bytes, start: i64, end: i64
+) -> Message:
+    name_end: i64 = cstring_end(data, start + HEADER, end)
+    text_end: i64 = cstring_end(data, name_end + 1, end)
+    types: i64 = end - text_end - 1
+    if types < 2 or (types - 2) % 4 != 0:
+        raise ProtocolViolation("invalid Parse message")
+    name = data[start + HEADER : name_end]
+    sql = data[name_end + 1 : text_end]
+    statement = shared.get(sql, data[text_end + 1 : end], intents.lookup(sql))
+    message = Message(0x50, data, start, end, statement)
+    message.name = name
+    if not name:
+        statements.unnamed = statement
+    elif name in statements.named:
+        message.error = DuplicateStatement(f'prepared statement "{_readable(name)}" already exists')
+    elif len(statements.named) >= MAX_STATEMENTS:
+        message.error = TooManyStatements(f"a client may have {MAX_STATEMENTS} prepared statements at most")
+    else:
+        statements.named[name] = statement
+    if len(sql) > MAX_HELD and name:
+        message.error = FeatureNotSupported(
+            f"the text of a named prepared statement may have {MAX_HELD} bytes at most",
+            hint="Prepare it without a name, or send it as a simple query.",
+        )
+    return message
+
+
+def _undefined(name: bytes) -> ClientError:
+    if not name:
+        return UndefinedStatement("unnamed prepared statement does not exist")
+    return UndefinedStatement(f'prepared statement "{_readable(name)}" does not exist')
+
+
+def _readable(name: bytes) -> str:
+    return name.decode("utf-8", "replace")

@@ -1,0 +1,56 @@
+"""What all sessions on one database share."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol, final
+
+from proxy.observe.record import AccessBuffer
+from proxy.observe.stats import ProxyStats
+from proxy.query.cache import IntentCache
+from proxy.query.intent import Intent
+from proxy.query.parameters import Profile, Profiles
+from proxy.query.prepared import StatementCache
+from proxy.query.route import Route, choose
+from proxy.upstream.cluster import Cluster
+
+
+class ClaimSigner(Protocol):
+    """Signs who asks (proxy.auth.identity)."""
+
+    def claim(
+        self, user: str, key_id: str, permissions: list[str], backend_pid: int, session_user: str, expires: int
+    ) -> str:
+        """Return the signed claim for one backend, one login, until `expires` (seconds since 1970)."""
+
+
+@final
+class Database:
+    """One entry of `databases`: its hosts, its caches, its identity."""
+
+    def __init__(
+        self, name: str, cluster: Cluster, intents: IntentCache, unfinished: Intent, access: AccessBuffer, stats: ProxyStats
+    ) -> None:
+        self.name = name
+        self.cluster = cluster
+        self.intents = intents
+        self.statements = StatementCache()
+        self.profiles = Profiles()
+        self.access = access
+        self.stats = stats
+        # The wall clock's lead over the monotonic one, and the servers' over ours, in seconds.
+        self.wall_offset: float = time.time() - time.monotonic()
+        self.server_offset: float = 0.0
+        # With identity: signed.
+        self.signer: ClaimSigner | None = None
+        self.signed = True
+        self.token_ttl: float = 120.0
+        self.routing = True
+        self.read_your_writes = True
+        self.session_mode = False
+        self.max_parse_bytes: int = 16384
+        # What stands for a unit whose end has not come: it may yet write.
+        self.unfinished: Intent = unfinished
+        self.first_route: Route = choose(unfinished, False, False, "", "")
+        # What servers report to a session with a given profile; learned at its first login.
+        self.reports: dict[Profile, dict[bytes, bytes]] = {}

@@ -1,0 +1,237 @@
+"""Writing a unit to a server connection: what must precede, then the client's own bytes, in one go.
+
+Each message that will be answered is queued as the reply queue wants it; what the server already holds is not
+sent, what it lacks is sent in front.
+"""
+
+from __future__ import annotations
+
+from typing import Final, final
+
+from mypy_extensions import i64
+
+from proxy.query.prepared import Statement
+from proxy.session.unit import Message, Unit
+from proxy.upstream.server import Server
+from proxy.wire.codes import FE_BIND, FE_CLOSE, FE_DESCRIBE, FE_EXECUTE, FE_FLUSH, FE_PARSE, FE_QUERY, FE_SYNC
+from proxy.wire.messages import (
+    CLOSE_COMPLETE,
+    FLUSH,
+    PARSE_COMPLETE,
+    SYNC,
+    bind_renamed,
+    bind_text,
+    describe_renamed,
+    error_response,
+    execute,
+    parse,
+    query,
+)
+from proxy.wire.replies import (
+    BIND,
+    CLOSE,
+    DESCRIBE,
+    EXECUTE,
+    FAKE,
+    FORWARD,
+    PARSE,
+    QUERY,
+    REPLACE,
+    SKIP,
+    Reply,
+)
+from proxy.wire.replies import SYNC as SYNC_REPLY
+
+_REFUSED: Final = b"_sluice_refused"
+"""A statement and portal that never exist: binding it is an error for certain, which one of ours replaces."""
+
+_FAILING_QUERY: Final = query(b"this statement was refused by the proxy")
+
+
+@final
+class Prepared:
+    """What a Parse or Close changed, for the reply queue to hand back where it failed."""
+
+    def __init__(self, name: bytes, statement: Statement, on_server: bool) -> None:
+        self.name = name
+        self.statement = statement
+        self.on_server = on_server
+
+
+@final
+class Writer:
+    """Gathers bytes for one server; neighbouring messages that go out as they came are copied once or not at all."""
+
+    def __init__(self) -> None:
+        self.chunks: list[bytes] = []
+        self._data: bytes = b""
+        self._start: i64 = 0
+        self._end: i64 = 0
+
+    def put(self, chunk: bytes) -> None:
+        """Append bytes of the proxy's own."""
+        self._flush()
+        self.chunks.append(chunk)
+
+    def copy(self, data: bytes, start: i64, end: i64) -> None:
+        """Append data[start:end]."""
+        if data is self._data and start == self._end:
+            self._end = end
+            return
+        self._flush()
+        self._data = data
+        self._start = start
+        self._end = end
+
+    def write_to(self, server: Server) -> None:
+        """Send everything in one write."""
+        self._flush()
+        chunks = self.chunks
+        if len(chunks) == 1:
+            server.transport.write(chunks[0])
+        elif chunks:
+            server.transport.write(b"".join(chunks))
+
+    def _flush(self) -> None:
+        if self._end > self._start:
+            n: i64 = len(self._data)
+            if self._start == 0 and self._end >= n:
+                self.chunks.append(self._data)
+            else:
+                self.chunks.append(self._data[self._start : self._end])
+        self._data = b""
+        self._start = 0
+        self._end = 0
+
+
+def write_prelude(server: Server, settings: list[tuple[str, str]], out: Writer) -> None:
+    """Write one statement that sets `settings` (name and value) for the session, in its own transaction.
+
+    The values are parameters, so that pg_stat_activity never shows them; the statement is parsed once for each
+    number of settings on a server connection.
+    """
+    count = len(settings)
+    name = b"_sluice_set_%d" % count
+    replies = server.replies
+    if count not in server.preludes:
+        server.preludes.add(count)
+        calls = [b"pg_catalog.set_config($%d, $%d, false)" % (2 * at + 1, 2 * at + 2) for at in range(count)]
+        out.put(parse(name, b"SELECT " + b", ".join(calls)))
+        replies.push(Reply(PARSE, SKIP))
+    values: list[bytes] = []
+    for setting, value in settings:
+        values.append(setting.encode())
+        values.append(value.encode())
+    out.put(bind_text(name, values))
+    out.put(execute(name))
+    out.put(SYNC)
+    replies.push(Reply(BIND, SKIP))
+    replies.push(Reply(EXECUTE, SKIP))
+    replies.push(Reply(SYNC_REPLY, SKIP))
+
+
+def write_unit(server: Server, unit: Unit, out: Writer, now: float, in_transaction: bool) -> None:
+    """Write the messages of `unit` and queue what the server will owe, up to the first that is refused."""
+    replies = server.replies
+    for message in unit.messages:
+        if message.error is not None:
+            _write_refusal(server, unit, message, out)
+            return
+        kind = message.kind
+        if kind == FE_QUERY:
+            # A simple query destroys the unnamed statement (manual, "Extended Query").
+            server.unnamed = None
+            replies.push(_measured(QUERY, message, now, in_transaction))
+        elif kind == FE_BIND:
+            _ensure_parsed(server, message, out)
+            replies.push(Reply(BIND, FORWARD))
+            if message.name and message.statement is not None:
+                out.put(bind_renamed(message.data, message.start, message.end, message.statement.name))
+                continue
+        elif kind == FE_EXECUTE:
+            replies.push(_measured(EXECUTE, message, now, in_transaction))
+        elif kind == FE_PARSE:
+            if message.name:
+                _write_named_parse(server, message, out)
+                continue
+            server.unnamed = message.statement
+            replies.push(Reply(PARSE, FORWARD))
+        elif kind == FE_DESCRIBE:
+            _ensure_parsed(server, message, out)
+            replies.push(Reply(DESCRIBE, FORWARD))
+            if message.name and message.statement is not None:
+                out.put(describe_renamed(FE_DESCRIBE, message.statement.name))
+                continue
+        elif kind == FE_CLOSE:
+            if message.name:
+                # Other clients use the statement too; only this client's name for it goes.
+                closed = message.statement
+                subject = Prepared(message.name, closed, False) if closed is not None else None
+                replies.push(Reply(CLOSE, FAKE, subject, CLOSE_COMPLETE))
+                continue
+            replies.push(Reply(CLOSE, FORWARD))
+        elif kind == FE_SYNC:
+            replies.push(Reply(SYNC_REPLY, FORWARD))
+        out.copy(message.data, message.start, message.end)
+
+
+def _measured(kind: i64, message: Message, now: float, in_transaction: bool) -> Reply:
+    """Return the reply of a Query or Execute, with what the access log wants to know of it."""
+    reply = Reply(kind, FORWARD, message.intent)
+    reply.queued_at = message.queued_at
+    reply.sent_at = now
+    reply.bytes_in = message.end - message.start
+    reply.in_transaction = in_transaction
+    return reply
+
+
+def _ensure_parsed(server: Server, message: Message, out: Writer) -> None:
+    """Parse the statement that `message` uses where the server connection lacks it."""
+    statement = message.statement
+    if statement is None:
+        return
+    if message.name:
+        if not server.holds(statement):
+            closing = server.hold(statement)
+            if closing:
+                out.put(closing)
+            out.put(statement.parse_message)
+            server.replies.push(Reply(PARSE, SKIP, Prepared(b"", statement, True)))
+    elif server.unnamed is not statement:
+        server.unnamed = statement
+        out.put(statement.unnamed_message())
+        server.replies.push(Reply(PARSE, SKIP))
+
+
+def _write_named_parse(server: Server, message: Message, out: Writer) -> None:
+    """Prepare a client's named statement, or say so at once where the server connection holds it already."""
+    statement = message.statement
+    assert statement is not None
+    if server.holds(statement):
+        server.replies.push(Reply(PARSE, FAKE, Prepared(message.name, statement, False), PARSE_COMPLETE))
+        return
+    closing = server.hold(statement)
+    if closing:
+        out.put(closing)
+    out.put(statement.parse_message)
+    server.replies.push(Reply(PARSE, FORWARD, Prepared(message.name, statement, True)))
+
+
+def _write_refusal(server: Server, unit: Unit, message: Message, out: Writer) -> None:
+    """Make the transaction fail on the server too, and put the proxy's error in the place of the server's.
+
+    A Sync alone would commit what stands before the refused message.
+    """
+    assert message.error is not None
+    payload = error_response(message.error)
+    if message.kind == FE_QUERY:
+        server.replies.push(Reply(QUERY, REPLACE, None, payload))
+        out.put(_FAILING_QUERY)
+        return
+    server.replies.push(Reply(BIND, REPLACE, None, payload))
+    out.put(bind_text(_REFUSED, []))
+    if unit.ended_by == FE_SYNC:
+        server.replies.push(Reply(SYNC_REPLY, FORWARD))
+        out.put(SYNC)
+    elif unit.ended_by == FE_FLUSH:
+        out.put(FLUSH)

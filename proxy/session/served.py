@@ -1,0 +1,272 @@
+"""One configured database at work: its hosts, pools, keys, functions and signing key, kept up to date.
+
+What sessions need on the path of a query stands in Database; what keeps it current, through the control
+connections, stands here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from proxy import config as model
+from proxy.auth.identity import Signer, SigningKey
+from proxy.auth.key import Key
+from proxy.auth.keystore import FileKeyStore, KeyStore
+from proxy.errors import ClientError, NoPrimary, UpstreamUnavailable
+from proxy.observe.record import AccessBuffer, pool_part
+from proxy.observe.stats import ProxyStats
+from proxy.query.cache import IntentCache
+from proxy.query.functions import FunctionCatalog
+from proxy.session.database import Database
+from proxy.tasks import spawn, stop
+from proxy.upstream.cluster import LEAST_CONNECTIONS, RANDOM, ROUND_ROBIN, Cluster, Host
+from proxy.upstream.control import Control
+from proxy.upstream.health import Health, Thresholds
+from proxy.upstream.login import Login, connect
+from proxy.upstream.pool import Pool, PoolLimits
+
+log = logging.getLogger(__name__)
+
+_BALANCE = {"round_robin": ROUND_ROBIN, "least_connections": LEAST_CONNECTIONS, "random": RANDOM}
+
+_KEY_CHANNEL = "sluice_keys"
+
+_FETCH_KEY = """
+SELECT id, name, user_id, permissions, secret_sha256, scram_verifier, default_pool, allowed_addresses,
+       rate_limit_per_minute, expires_at, revoked_at
+  FROM sluice.api_keys WHERE id = $1
+"""
+
+_FETCH_FUNCTIONS = """
+SELECT n.nspname, p.proname, p.provolatile::text
+  FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+"""
+
+_FETCH_SIGNING_KEYS = "SELECT * FROM sluice.signing_keys ORDER BY created_at DESC"
+
+_REFRESH_FUNCTIONS = 300.0
+_REFRESH_SIGNER = 30.0
+_RETRY = 1.0
+_MAINTENANCE = 0.1
+
+
+class Served:
+    """One entry of `databases`."""
+
+    def __init__(self, name: str, settings: model.Database, config: model.Config, access: AccessBuffer) -> None:
+        self.name = name
+        self._settings = settings
+        self._signed = config.identity.mode == "signed"
+        self.stats = ProxyStats()
+        self.cluster = Cluster(
+            name,
+            [Host(host.name, host.host, host.port, host.role) for host in settings.hosts],
+            _BALANCE[settings.pools["readonly"].balance],
+            settings.health.max_lag,
+        )
+        self.controls = {host.name: self._control(host) for host in settings.hosts}
+        self.health = Health(
+            self.cluster,
+            self.controls,
+            Thresholds(settings.health.interval, settings.health.failures_to_open, settings.health.retry_after),
+        )
+        routing = settings.routing
+        intents = IntentCache(FunctionCatalog.builtin(routing.safe_functions), routing.max_parse_bytes)
+        self.database = Database(name, self.cluster, intents, access, self.stats)
+        self.database.signed = self._signed
+        self.database.token_ttl = config.identity.token_ttl
+        self.database.session_mode = settings.pool_mode == "session"
+        self.database.max_parse_bytes = routing.max_parse_bytes
+        self.database.routing = routing.enabled
+        self.database.read_your_writes = routing.read_your_writes
+        for host in self.cluster.hosts:
+            for pool_name, pool in settings.pools.items():
+                self._add_pool(host, pool_name, pool, config.identity.isolation == "strict")
+        self.keys: KeyStore
+        if config.auth.keys == "file":
+            self.keys = FileKeyStore(config.auth.keys_file)
+        else:
+            self.keys = KeyStore(self._fetch_key, config.auth.cache_ttl, time.monotonic)
+        self.idle_in_transaction = settings.timeouts.idle_in_transaction
+        self._listens = config.auth.keys == "database"
+        self._tasks: list[asyncio.Task[Any]] = []
+
+    # -- life
+
+    async def start(self) -> None:
+        """Find out who is who, read functions and signing key, and keep all that current."""
+        await self.health.probe()
+        for refresh in (self._refresh_functions, self._refresh_signer):
+            try:
+                await refresh()
+            except (NoPrimary, UpstreamUnavailable) as error:
+                log.error("database %s: %s (%s)", self.name, error.message, error.extra)
+        self._maintain(time.monotonic())
+        self._tasks = [
+            spawn(self.health.run(), f"{self.name}: health"),
+            spawn(self._keep(self._refresh_functions, _REFRESH_FUNCTIONS), f"{self.name}: functions"),
+            spawn(self._keep(self._refresh_signer, _REFRESH_SIGNER), f"{self.name}: signing key"),
+            spawn(self._maintenance(), f"{self.name}: pools"),
+        ]
+        if self._listens:
+            self._tasks.append(spawn(self._listen(), f"{self.name}: key changes"))
+
+    async def stop(self) -> None:
+        """End the tasks and close every server connection that is idle."""
+        await stop(*self._tasks)
+        for pool in self.pools():
+            pool.drain()
+
+    async def close_control(self) -> None:
+        """Close the control connections, which the access log needs to the end."""
+        for control in self.controls.values():
+            await control.close()
+
+    def pools(self) -> list[Pool]:
+        """Return all pools of all hosts."""
+        return [pool for host in self.cluster.hosts for pool in host.pools.values()]
+
+    def ready(self) -> bool:
+        """Tell whether the database can be served."""
+        serves = self.cluster.primary is not None or bool(self.cluster.replicas)
+        return serves and (not self._signed or self.database.signer is not None)
+
+    async def copy_access_log(self, rows: bytes) -> None:
+        """Write records to sluice.api_access_logs on the primary."""
+        await self._primary_control().copy_rows("api_access_logs", rows)
+
+    # -- what is kept current
+
+    async def _keep(self, refresh: Callable[[], Any], interval: float) -> None:
+        delay = interval
+        while True:
+            await asyncio.sleep(delay)
+            try:
+                await refresh()
+                delay = interval
+            except ClientError as error:
+                log.warning("database %s: %s (%s)", self.name, error.message, error.extra)
+                delay = _RETRY
+
+    async def _refresh_functions(self) -> None:
+        """Read which functions may write; statements that were classified with other knowledge are forgotten."""
+        async with self._any_control().connection() as connection:
+            rows = await connection.fetch(_FETCH_FUNCTIONS)
+        catalog = FunctionCatalog.from_rows(
+            [(row[0], row[1], row[2]) for row in rows], self._settings.routing.safe_functions
+        )
+        if catalog != self.database.intents.catalog:
+            self.database.intents.set_catalog(catalog)
+
+    async def _refresh_signer(self) -> None:
+        self.database.server_offset = self.health.server_offset
+        self.database.wall_offset = time.time() - time.monotonic()
+        if not self._signed:
+            return
+        async with self._any_control().connection() as connection:
+            rows = await connection.fetch(_FETCH_SIGNING_KEYS)
+        if not rows:
+            raise UpstreamUnavailable(extra="sluice.signing_keys is empty; run `pgsluice setup`")
+        self.database.signer = Signer(SigningKey.from_row(rows[0]))
+
+    async def _fetch_key(self, key_id: str) -> Key | None:
+        async with self._any_control().connection() as connection:
+            row = await connection.fetchrow(_FETCH_KEY, key_id)
+        return Key.from_row(row) if row is not None else None
+
+    async def _listen(self) -> None:
+        """Hear of changed keys as they happen; after an interruption every cached key is read again."""
+        while True:
+            with contextlib.suppress(ClientError):
+                await self._primary_control().listen(_KEY_CHANNEL, self.keys.changed)
+            await asyncio.sleep(_RETRY)
+            self.keys.changed_all()
+
+    async def _maintenance(self) -> None:
+        while True:
+            await asyncio.sleep(_MAINTENANCE)
+            self._maintain(time.monotonic())
+
+    def _maintain(self, now: float) -> None:
+        for host in self.cluster.hosts:
+            if host.up:
+                for pool in host.pools.values():
+                    pool.maintain(now)
+
+    # -- wiring
+
+    def _control(self, host: model.Host) -> Control:
+        settings = self._settings
+        login = settings.control or settings.pools["primary"]
+        return Control(
+            host.host,
+            host.port,
+            settings.database,
+            login.user,
+            login.password.get_secret_value(),
+            settings.pool_defaults.connect_timeout,
+        )
+
+    def _primary_control(self) -> Control:
+        primary = self.cluster.primary
+        if primary is None:
+            raise NoPrimary()
+        return self.controls[primary.name]
+
+    def _any_control(self) -> Control:
+        """Return the primary's control connections, a replica's where there is no primary."""
+        primary = self.cluster.primary
+        if primary is not None:
+            return self.controls[primary.name]
+        for host in self.cluster.replicas:
+            return self.controls[host.name]
+        raise self.cluster.unavailable(True)
+
+    def _add_pool(self, host: Host, name: str, settings: model.Pool, strict: bool) -> None:
+        limits = PoolLimits(
+            settings.min,
+            settings.max,
+            settings.acquire_timeout,
+            settings.idle_timeout,
+            settings.max_lifetime,
+            settings.max_uses,
+            strict,
+        )
+        pool = Pool(name, host.name, limits, pool_part(name, host.name))
+        login = Login(
+            host.address,
+            host.port,
+            self._settings.database,
+            settings.user,
+            settings.password.get_secret_value(),
+            name == "readonly",
+            settings.connect_timeout,
+        )
+        if name == "readonly":
+            # The minimum is kept warm where reads go first; the primary's is the fallback.
+            limits.minimum = settings.min
+        pool.open = lambda wanting: spawn(self._open(wanting, login), f"connect {login.address}") and None
+        host.pools[name] = pool
+
+    async def _open(self, pool: Pool, login: Login) -> None:
+        started = time.monotonic()
+        try:
+            server = await connect(login, pool.closed)
+        except ClientError as error:
+            if pool.failures_in_a_row == 0:
+                log.warning("pool %s on %s: %s", pool.name, pool.host, error.extra)
+            else:
+                # A host that refuses is not asked more than once a second.
+                await asyncio.sleep(_RETRY)
+            pool.open_failed(error)
+            return
+        now = time.monotonic()
+        pool.stats.connect_time.observe(int((now - started) * 1e6))
+        pool.opened(server, now)
+
+

@@ -1,0 +1,938 @@
+"""A client's session after its login: the recipe by which each statement is answered.
+
+    bytes → unit → intent → permission → rate limit → target → server connection → one write
+    replies → client; ReadyForQuery `I` → connection back to its pool, record, counters
+
+Nothing here awaits. A session that has to wait (for a server connection, for its client to read, for a server
+to take more) keeps what came in and reads no further; whoever ends the wait calls back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Final, final
+
+from librt.strings import read_i32_be
+from mypy_extensions import i64
+
+from proxy.auth.key import Key
+from proxy.auth.ratelimit import TokenBucket
+from proxy.errors import (
+    ClientError,
+    FeatureNotSupported,
+    InsufficientPermissions,
+    PoolExhausted,
+    ProtocolViolation,
+    QueryCancelled,
+    RateLimitExceeded,
+    UpstreamUnavailable,
+)
+from proxy.query.intent import Intent
+from proxy.query.parameters import Profile
+from proxy.query.route import Route, choose, refusal
+from proxy.session.collect import ClientStatements, read_message
+from proxy.session.database import Database
+from proxy.session.sending import Prepared, Writer, write_prelude, write_unit
+from proxy.session.settings import default_for, read_back_query, settings_for
+from proxy.session.unit import MAX_BYTES, Message, Unit
+from proxy.upstream.errand import Rollback
+from proxy.upstream.pool import Pool
+from proxy.upstream.server import Borrower, Server
+from proxy.wire.codes import (
+    FE_BIND,
+    FE_CLOSE,
+    FE_COPY_DATA,
+    FE_COPY_DONE,
+    FE_COPY_FAIL,
+    FE_DESCRIBE,
+    FE_EXECUTE,
+    FE_FLUSH,
+    FE_FUNCTION_CALL,
+    FE_PARSE,
+    FE_PASSWORD,
+    FE_QUERY,
+    FE_SYNC,
+    FE_TERMINATE,
+    HEADER,
+    MAX_HELD,
+    MAX_MESSAGE,
+    MAX_SMALL_MESSAGE,
+)
+from proxy.wire.codes import IDLE as STATUS_IDLE
+from proxy.wire.messages import (
+    READY_FAILED,
+    READY_IDLE,
+    command_complete,
+    error_fields,
+    error_response,
+    first_columns,
+)
+from proxy.wire.replies import COPY_END, FORWARD, PARSE, QUERY, SKIP, Reply
+
+log = logging.getLogger(__name__)
+
+# What a session waits for, as bits.
+_FOR_SERVER: Final[i64] = 1  # a server connection
+_FOR_IDLE: Final[i64] = 2  # the end of what is under way, to change to another connection
+_FOR_CLIENT: Final[i64] = 4  # the client to read
+_FOR_SOCKET: Final[i64] = 8  # the server to read
+_FOR_REPLIES: Final[i64] = 16  # the reply queue to become shorter
+_FOR_READ_BACK: Final[i64] = 32  # the values of settings that the client changed
+
+MAX_REPLIES: Final = 10_000
+"""Answers that one session may be owed before its input waits; an entry takes some 200 bytes."""
+
+MAX_PENDING: Final = 65_536
+"""Input that is kept while a session waits, before its socket is no longer read."""
+
+MAX_PARSE: Final = 16 * 1024 * 1024
+"""A Parse is held whole, because it may have to be sent again; a longer text fits a simple query."""
+
+_POOLS: Final = ("primary", "readonly", "priority", "background", "admin")
+
+# What a server reports of itself and of the pool's login, which changes with routing and is none of a client's.
+_HIDDEN: Final = frozenset(
+    [b"in_hot_standby", b"default_transaction_read_only", b"session_authorization", b"is_superuser"]
+)
+
+_EXTENDED: Final = frozenset([FE_BIND, FE_CLOSE, FE_DESCRIBE, FE_EXECUTE, FE_PARSE])
+
+
+
+class SessionRegistry:
+    """Whoever keeps the sessions: told when one ends, and of a server that still works for nobody."""
+
+    def ended(self, session: Session) -> None:
+        """Forget `session`."""
+        raise AssertionError
+
+    def abandoned(self, server: Server) -> None:
+        """Cancel what `server` does for a client that is gone."""
+        raise AssertionError
+
+
+@final
+class Session(Borrower):
+    """One client; a transport's protocol from its login on."""
+
+    def __init__(
+        self,
+        database: Database,
+        transport: asyncio.Transport,
+        key: Key,
+        identity: str,
+        profile: Profile,
+        asked_pool: str,
+        log_part: bytes,
+        bucket: TokenBucket | None,
+    ) -> None:
+        self.database = database
+        self.transport: asyncio.Transport = transport
+        self.key = key
+        self.identity = identity
+        self.log_part = log_part
+        self.bucket: TokenBucket | None = bucket
+        self.asked_pool = asked_pool
+        self.started_pool = asked_pool
+        self.startup_profile = profile
+        self.profile = profile
+        self.statements = ClientStatements()
+        self.reported: dict[bytes, bytes] = {}
+        # The server connection it holds, the pool it waits at, and why it keeps its connection ("" if not).
+        self.server: Server | None = None
+        self.pool: Pool | None = None
+        self.pinned: str = ""
+        # Input that has come but is not worked on yet, and what the session waits for.
+        self.pending: bytes = b""
+        self.waits: i64 = 0
+        self.reading_paused = False
+        # The unit that is being collected, and one that is complete but waits for a server connection.
+        self.unit = Unit()
+        self.held_unit: Unit | None = None
+        # Bytes of a long message that still have to pass; to the server or to nowhere.
+        self.stream_left: i64 = 0
+        self.stream_to_server = False
+        self.route: Route = database.first_route
+        self.in_transaction = False
+        # Something was sent whose Sync has not come yet.
+        self.awaits_sync = False
+        # An error was answered without a server; what follows is dropped up to Sync.
+        self.skips_to_sync = False
+        self.prelude_under_way = False
+        self.wrote = False
+        self.last_write: float = 0.0
+        self.touched: dict[str, bool] = {}
+        self.read_back_row: list[bytes | None] = []
+        self.ending = False
+        self.ended = False
+        self.waiting_since: float = 0.0
+        self.active_at: float = 0.0
+        self.pid = 0
+        self.secret = b""
+        self.on_end: SessionRegistry | None = None
+
+    # -- protocol methods, called by the event loop
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes from the client."""
+        if self.ended:
+            return
+        self.active_at = time.monotonic()
+        if self.waits != 0:
+            self.pending += data
+            if len(self.pending) > MAX_PENDING:
+                self._pause_reading()
+            return
+        if self.pending:
+            data = self.pending + data
+            self.pending = b""
+        self._feed(data, self.active_at)
+
+    def eof_received(self) -> bool:
+        """Let the transport close: a client that stops sending is gone."""
+        return False
+
+    def connection_lost(self, failure: Exception | None) -> None:
+        """Clean up behind a client that is gone."""
+        self._end()
+
+    def pause_writing(self) -> None:
+        """Learn that the client does not read as fast as its answers come."""
+        self.waits |= _FOR_CLIENT
+        server = self.server
+        if server is not None:
+            server.pause_reading()
+
+    def resume_writing(self) -> None:
+        """Learn that the client reads again."""
+        self.waits &= ~_FOR_CLIENT
+        server = self.server
+        if server is not None:
+            server.resume_reading()
+        self._go_on(time.monotonic())
+
+    # -- input
+
+    def _feed(self, data: bytes, now: float) -> None:
+        """Work through the client's messages; what cannot be worked on yet stays in `pending`."""
+        try:
+            pos = self._messages(data, now)
+        except ProtocolViolation as error:
+            self.fatal(error)
+            return
+        if not self.ended and pos < len(data):
+            # Whatever came behind the message at which work stopped keeps its order.
+            self.pending = data[pos:] + self.pending
+            if self.waits != 0 and len(self.pending) > MAX_PENDING:
+                self._pause_reading()
+
+    def _messages(self, data: bytes, now: float) -> i64:
+        """Work through whole messages; returns how many bytes are done with."""
+        pos: i64 = 0
+        n: i64 = len(data)
+        while pos < n and self.waits == 0 and not self.ended:
+            if self.stream_left > 0:
+                take: i64 = self.stream_left if self.stream_left < n - pos else n - pos
+                self.stream_left -= take
+                if self.stream_to_server and self.server is not None:
+                    self.server.transport.write(data[pos : pos + take])
+                pos += take
+                continue
+            if n - pos < HEADER:
+                break
+            kind: i64 = data[pos]
+            length: i64 = i64(read_i32_be(data, pos + 1))
+            if length < 4 or length > MAX_MESSAGE:
+                raise ProtocolViolation("invalid message length")
+            end: i64 = pos + 1 + length
+            if end > n:
+                if length <= MAX_HELD or not self._can_start(kind, length, data, pos):
+                    break
+                self.stream_left = end - n
+                self.stream_to_server = True
+            if kind == FE_QUERY:
+                self._query(data, pos, end, now)
+            elif kind == FE_COPY_DATA or kind == FE_COPY_DONE or kind == FE_COPY_FAIL:
+                self._copy(kind, data, pos, end)
+            elif kind == FE_TERMINATE:
+                self._terminate()
+                return n
+            elif self.skips_to_sync:
+                self.stream_to_server = False
+                if kind == FE_SYNC:
+                    self.skips_to_sync = False
+                    self.forward(READY_FAILED if self.in_transaction else READY_IDLE)
+            else:
+                self._extended(kind, data, pos, end, length, now)
+            pos = end if end < n else n
+        return pos
+
+    def _can_start(self, kind: i64, length: i64, data: bytes, pos: i64) -> bool:
+        """Tell whether a long message can be worked on before all of it is here."""
+        available: i64 = len(data) - pos
+        if kind == FE_COPY_DATA:
+            return True
+        if kind == FE_QUERY:
+            return available > self.database.max_parse_bytes + HEADER
+        if kind == FE_BIND:
+            portal_end: i64 = data.find(b"\0", pos + HEADER)
+            if portal_end >= 0 and data.find(b"\0", portal_end + 1) >= 0:
+                return True
+            if available > MAX_HELD:
+                raise ProtocolViolation("invalid Bind message")
+            return False
+        if kind == FE_PARSE and length <= MAX_PARSE:
+            return False
+        if self.skips_to_sync and kind == FE_PARSE:
+            return True
+        raise ProtocolViolation("message is too long for its type")
+
+    def _query(self, data: bytes, start: i64, end: i64, now: float) -> None:
+        """Take a simple query."""
+        n: i64 = len(data)
+        if end <= n:
+            if data[end - 1] != 0 or end - start < HEADER + 1:
+                raise ProtocolViolation("invalid string in message")
+            sql = data[start + HEADER : end - 1]
+        else:
+            sql = data[start + HEADER : n]
+        if b"\0" in sql:
+            raise ProtocolViolation("invalid string in message")
+        intent = self.database.intents.lookup(sql)
+        message = Message(FE_QUERY, data, start, end, None)
+        message.intent = intent
+        message.queued_at = now
+        unit = self.unit
+        if unit.messages:
+            # A Query in the middle of an extended unit: what stands before it goes out first.
+            self._dispatch(unit, now)
+            if self.waits != 0:
+                self._put_behind(message)
+                return
+            unit = self.unit
+        if intent.kind != "read" or self.bucket is not None or intent.sets_pool or intent.refused:
+            if intent.sets_pool and intent.statements == 1 and self.server is None:
+                self._set_pool(intent)
+                return
+            message.error = self._admit(intent, now)
+        self.statements.unnamed = None
+        unit.uses(intent)
+        unit.executes = True
+        unit.ended_by = FE_QUERY
+        unit.add(message)
+        self._dispatch(unit, now)
+
+    def _put_behind(self, message: Message) -> None:
+        """Keep a Query that came behind an unfinished unit which waits."""
+        n: i64 = len(message.data)
+        self.stream_left = 0
+        self.pending = message.data[message.start : message.end if message.end < n else n]
+
+    def _extended(self, kind: i64, data: bytes, start: i64, end: i64, length: i64, now: float) -> None:
+        """Take a message of the extended protocol."""
+        database = self.database
+        if kind == FE_SYNC or kind == FE_FLUSH:
+            if length != 4:
+                raise ProtocolViolation("invalid message length")
+        elif kind == FE_FUNCTION_CALL:
+            self._refuse_function_call(now)
+            return
+        elif kind == FE_PASSWORD:
+            raise ProtocolViolation("unexpected password message")
+        elif kind != FE_BIND and kind != FE_PARSE and length > MAX_SMALL_MESSAGE:
+            raise ProtocolViolation("invalid message length")
+        message = read_message(self.statements, database.intents, database.statements, kind, data, start, end)
+        unit = self.unit
+        statement = message.statement
+        if statement is not None and (kind == FE_BIND or kind == FE_PARSE):
+            unit.uses(statement.intent)
+        if kind == FE_EXECUTE:
+            message.queued_at = now
+            unit.executes = True
+            intent = message.intent
+            if intent is not None and message.error is None and unit.refused_at < 0:
+                message.error = self._admit(intent, now)
+        elif kind == FE_SYNC or kind == FE_FLUSH:
+            unit.ended_by = kind
+        elif kind not in _EXTENDED:
+            raise ProtocolViolation(f"invalid frontend message type {kind}")
+        unit.add(message)
+        if unit.ended_by != 0 or self.stream_left > 0 or unit.bytes > MAX_BYTES:
+            self._dispatch(unit, now)
+
+    def _copy(self, kind: i64, data: bytes, start: i64, end: i64) -> None:
+        """Pass COPY data on; without a server connection there is no COPY, and PostgreSQL ignores it then."""
+        server = self.server
+        if server is None:
+            self.stream_to_server = False
+            return
+        if kind != FE_COPY_DATA:
+            server.replies.push(Reply(COPY_END, FORWARD))
+        n: i64 = len(data)
+        server.transport.write(data if start == 0 and end >= n else data[start:end])
+
+    # -- permission, rate limit, what the proxy answers by itself
+
+    def _admit(self, intent: Intent, now: float) -> ClientError | None:
+        """Return why a statement may not run, None where it may."""
+        key = self.key
+        reason = refusal(intent, key.can_write, key.is_admin)
+        if reason:
+            error: ClientError = InsufficientPermissions(reason)
+            self._denied(intent, error)
+            return error
+        bucket = self.bucket
+        if bucket is not None:
+            wait = bucket.take(now)
+            if wait > 0.0:
+                error = RateLimitExceeded(
+                    extra=f"limit={key.rate_limit_per_minute} per minute", hint=f"Try again in {wait:.1f} seconds."
+                )
+                self._denied(intent, error)
+                return error
+        return None
+
+    def _denied(self, intent: Intent, error: ClientError) -> None:
+        database = self.database
+        database.stats.denials.add(error.code)
+        database.access.event(
+            "denied",
+            self.active_at + database.wall_offset,
+            self.log_part,
+            reason=error.message,
+            sqlstate=error.sqlstate,
+            code=error.code,
+            intent=intent,
+        )
+
+    def _set_pool(self, intent: Intent) -> None:
+        """Answer SET sluice.pool."""
+        pool = intent.pool
+        if pool and pool not in _POOLS:
+            error = FeatureNotSupported(f'there is no pool "{pool}"', hint="Pools: " + ", ".join(_POOLS))
+            self.forward(error_response(error) + READY_IDLE)
+            return
+        self.asked_pool = pool or self.started_pool
+        self.forward(command_complete(b"SET" if pool else b"RESET") + READY_IDLE)
+
+    def _refuse_function_call(self, now: float) -> None:
+        if self.unit.messages:
+            self._dispatch(self.unit, now)
+        self.stream_to_server = False
+        self._fail_unit(FeatureNotSupported("the function call sub-protocol is not supported", hint="Use SELECT."), True)
+
+    def _fail_unit(self, error: ClientError, ends: bool) -> None:
+        """Answer a unit with `error` where no server connection is involved."""
+        if ends:
+            self.forward(error_response(error) + (READY_FAILED if self.in_transaction else READY_IDLE))
+        else:
+            self.forward(error_response(error))
+            self.skips_to_sync = True
+
+    # -- the way to a server
+
+    def _dispatch(self, unit: Unit, now: float) -> None:
+        """Send `unit` to the server connection that it belongs to, or let it wait for one."""
+        self.unit = Unit()
+        server = self.server
+        if server is None:
+            if unit.refused_at >= 0 and not _executes_before(unit):
+                refused = unit.messages[unit.refused_at].error
+                assert refused is not None
+                self._forget_unsent(unit)
+                self._fail_unit(refused, unit.ended_by == FE_QUERY or unit.ended_by == FE_SYNC)
+                return
+            if len(unit.messages) == 1 and unit.ended_by != FE_QUERY and unit.ended_by != 0:
+                # A Sync or Flush alone: nothing is outstanding.
+                if unit.ended_by == FE_SYNC:
+                    self.forward(READY_IDLE)
+                return
+        elif not (self.in_transaction or self.pinned or self.awaits_sync):
+            if server.replies.head is not None:
+                route = self._route_of(unit)
+                if not self._fits(route):
+                    self.waits |= _FOR_IDLE
+                    self.held_unit = unit
+                    return
+        if server is None:
+            self.route = self._route_of(unit)
+            server = self._checkout(unit, now)
+            if server is None:
+                return
+        self._send(server, unit, now)
+
+    def _route_of(self, unit: Unit) -> Route:
+        """Return where `unit` is to go."""
+        intent = unit.intent
+        key = self.key
+        if intent is None:
+            intent = self.database.intents.lookup(b"")
+        route = choose(intent, key.can_write, key.is_admin, self.asked_pool, key.default_pool)
+        if unit.ended_by != FE_QUERY and unit.ended_by != FE_SYNC and unit.reads_only and route.host_role != "primary":
+            # More may follow in the same implicit transaction, perhaps a write.
+            return choose(self.database.unfinished, key.can_write, key.is_admin, self.asked_pool, key.default_pool)
+        return route
+
+    def _fits(self, route: Route) -> bool:
+        """Tell whether the connection held is in the pool that `route` asks for, on a host of the right role."""
+        pool = self.pool
+        return pool is not None and pool.name == route.pool and self.route.host_role == route.host_role
+
+    def _checkout(self, unit: Unit, now: float) -> Server | None:
+        """Borrow a server connection; None where the unit has to wait, or was answered with an error."""
+        route = self.route
+        try:
+            pool = self.database.cluster.pool_for(route.pool, route.host_role == "replica", self.last_write)
+        except ClientError as error:
+            self._unsent(unit, error)
+            return None
+        intent = unit.intent
+        if intent is not None and intent.pin and not pool.may_pin():
+            self._unsent(unit, self._too_many_pins(pool))
+            return None
+        self.pool = pool
+        server = pool.take(self, now)
+        if server is None:
+            self.held_unit = unit
+            self.waits |= _FOR_SERVER
+            return None
+        self.server = server
+        return server
+
+    def _too_many_pins(self, pool: Pool) -> PoolExhausted:
+        return PoolExhausted(
+            "too many sessions keep their server connection for themselves",
+            extra=f"pool={pool.name} pinned={pool.pinned} size={pool.limits.maximum}",
+        )
+
+    def _send(self, server: Server, unit: Unit, now: float) -> None:
+        """Send `unit`, behind whatever the server connection lacks, in one write."""
+        out = Writer()
+        idle = not (self.in_transaction or self.awaits_sync) and server.replies.head is None
+        if idle and (
+            now >= server.renew_at or server.label != self.identity or server.profile is not self.profile
+        ):
+            if not self._prepare(server, unit, out, now):
+                return
+        intent = unit.intent
+        if intent is not None and intent.kind != "read":
+            error = self._before(server, intent)
+            if error is not None:
+                unit.messages[0].error = error
+        was_empty = server.replies.head is None
+        write_unit(server, unit, out, now, self.in_transaction)
+        if not unit.reads_only:
+            self.wrote = True
+            if unit.begins:
+                self.in_transaction = True
+            elif unit.ends:
+                self.in_transaction = False
+        ended = unit.ended_by
+        self.awaits_sync = ended != FE_QUERY and ended != FE_SYNC
+        out.write_to(server)
+        if was_empty:
+            server.replies.start()
+        if server.replies.length > MAX_REPLIES:
+            self.waits |= _FOR_REPLIES
+        if self.waits & _FOR_CLIENT != 0:
+            server.pause_reading()
+
+    def _prepare(self, server: Server, unit: Unit, out: Writer, now: float) -> bool:
+        """Put the session's identity and parameters in front of the unit.
+
+        Returns False where the connection has to be reset first; the unit then waits for it.
+        """
+        if server.label != "" and server.label != self.identity:
+            raise AssertionError("a server connection under another identity's label was lent")
+        database = self.database
+        settings = settings_for(server, self.profile, database.profiles.empty)
+        if settings is None:
+            self._reset_first(server, unit, now)
+            return False
+        signer = database.signer
+        if signer is not None and (now >= server.renew_at or server.label == ""):
+            expires = now + database.wall_offset + database.server_offset + database.token_ttl
+            key = self.key
+            claim = signer.claim(key.user_id, key.id, key.permissions_sorted, server.pid, server.login, int(expires))
+            settings.append(("sluice.identity", claim))
+            server.renew_at = now + database.token_ttl / 2
+        elif signer is None:
+            if database.signed:
+                self._drop_unit(unit, UpstreamUnavailable("the signing keys have not been read yet"))
+                return False
+            server.renew_at = 1e18
+        server.label = self.identity
+        server.profile = self.profile
+        if settings:
+            self.prelude_under_way = True
+            write_prelude(server, settings, out)
+        return True
+
+    def _reset_first(self, server: Server, unit: Unit, now: float) -> None:
+        """Have the connection reset: it carries settings whose defaults are not known here."""
+        pool = self.pool
+        assert pool is not None
+        self.server = None
+        self.held_unit = unit
+        self.waits |= _FOR_SERVER
+        self.waiting_since = now
+        server.unclean = "settings of another session"
+        pool.waiters.appendleft(self)
+        pool.give_back(server, now)
+
+    def _drop_unit(self, unit: Unit, error: ClientError) -> None:
+        """Answer a unit with `error` after its connection was borrowed but before anything was sent."""
+        server = self.server
+        pool = self.pool
+        self.server = None
+        if server is not None and pool is not None:
+            pool.give_back(server, time.monotonic())
+        self._unsent(unit, error)
+
+    def _before(self, server: Server, intent: Intent) -> ClientError | None:
+        """Do what a statement other than a plain read asks for before it runs: pin, mark, track."""
+        if intent.pin and not self.pinned:
+            pool = self.pool
+            assert pool is not None
+            if not pool.may_pin():
+                return self._too_many_pins(pool)
+            pool.pinned += 1
+            self.pinned = intent.pin
+            pool.stats.pins.add(intent.pin)
+        if intent.unclean and intent.unclean != "RESET ALL" and intent.unclean != "DISCARD ALL":
+            server.unclean = intent.unclean
+        if intent.settings:
+            for name in intent.settings:
+                self.touched[name] = True
+        return None
+
+    # -- a borrower's callbacks
+
+    def granted(self, server: Server) -> None:
+        """Go on with the unit that waited for a server connection."""
+        self.server = server
+        self.waits &= ~_FOR_SERVER
+        unit = self.held_unit
+        self.held_unit = None
+        now = time.monotonic()
+        if unit is not None:
+            self._send(server, unit, now)
+        self._go_on(now)
+
+    def refused(self, error: ClientError) -> None:
+        """Answer the unit that waited in vain."""
+        self.waits &= ~_FOR_SERVER
+        unit = self.held_unit
+        self.held_unit = None
+        if unit is not None:
+            self._unsent(unit, error)
+        self._go_on(time.monotonic())
+
+    def forward(self, data: bytes) -> None:
+        """Send bytes to the client."""
+        if not self.ended:
+            self.transport.write(data)
+
+    def executed(self, reply: Reply) -> None:
+        """Record a statement that was answered."""
+        intent = reply.subject
+        if not isinstance(intent, Intent):
+            return
+        server = self.server
+        pool = self.pool
+        if server is None or pool is None:
+            return
+        if reply.sqlstate:
+            if self.prelude_under_way:
+                # What failed may have been the identity's own transaction: it is set again before the next unit.
+                server.renew_at = 0.0
+        elif intent.unclean:
+            self._swept(server, intent)
+        database = self.database
+        queued_at = reply.queued_at
+        queued_us: i64 = i64((reply.sent_at - queued_at) * 1_000_000.0)
+        first_us: i64 = i64((reply.first_at - queued_at) * 1_000_000.0)
+        duration_us: i64 = i64((server.last_byte_at - queued_at) * 1_000_000.0)
+        pool.stats.statement(
+            intent.kind, queued_us, duration_us - queued_us, reply.bytes_in, reply.bytes_out, reply.sqlstate
+        )
+        database.access.statement(
+            self.log_part,
+            pool.log_part,
+            self.route.log_part,
+            intent,
+            queued_at + database.wall_offset,
+            queued_us,
+            first_us,
+            duration_us,
+            reply.rows,
+            reply.bytes_in,
+            reply.bytes_out,
+            reply.in_transaction,
+            self.pinned != "",
+            reply.sqlstate,
+            reply.code,
+            b"",
+        )
+
+    def _swept(self, server: Server, intent: Intent) -> None:
+        """Follow a RESET ALL or DISCARD ALL that succeeded."""
+        if intent.unclean == "DISCARD ALL":
+            label = server.label
+            server.forget_session()
+            server.label = label
+            self.statements = ClientStatements()
+            self.profile = self.startup_profile
+        elif intent.unclean == "RESET ALL":
+            server.renew_at = 0.0
+            server.profile = None
+            self.profile = self.startup_profile
+
+    def undone(self, reply: Reply) -> None:
+        """Take back what a Parse or Close that failed had changed."""
+        subject = reply.subject
+        if not isinstance(subject, Prepared):
+            return
+        if reply.kind == PARSE:
+            if subject.name:
+                self.statements.named.pop(subject.name, None)
+            if subject.on_server and self.server is not None:
+                self.server.statements.pop(subject.statement.number, None)
+        else:
+            self.statements.named[subject.name] = subject.statement
+
+    def shows(self, name: bytes, value: bytes) -> bool:
+        """Tell whether the client is to see this ParameterStatus: only what changes for itself."""
+        if name in _HIDDEN or self.reported.get(name) == value:
+            return False
+        self.reported[name] = value
+        return True
+
+    def row(self, reply: Reply, data: bytes, start: int, end: int) -> None:
+        """Keep the values that were read back."""
+        if reply.subject is self:
+            self.read_back_row = first_columns(data, start, end)
+
+    def injected_failed(self, reply: Reply, data: bytes, start: int, end: int) -> None:
+        """End the session: its identity or parameters could not be set, so nothing may run for it there."""
+        if reply.kind == PARSE and isinstance(reply.subject, Prepared):
+            return
+        reason = error_fields(data, start, end).get("M", "")
+        log.error("session %d: the server refused its identity or parameters: %s", self.pid, reason)
+        server = self.server
+        self.fatal(UpstreamUnavailable("the server refused the session's identity or parameters"))
+        if server is not None:
+            server.fail(UpstreamUnavailable("prelude failed"))
+
+    def copy_in(self) -> None:
+        """Learn that the server expects CopyData: the client's pass straight on."""
+
+    def ready(self, now: float) -> None:
+        """Go on after ReadyForQuery, with nothing owed: give the connection back unless it is still needed."""
+        server = self.server
+        if server is None:
+            return
+        self.waits &= ~_FOR_REPLIES
+        if self.awaits_sync:
+            self._go_on(now)
+            return
+        self.prelude_under_way = False
+        if server.replies.status == STATUS_IDLE:
+            self.in_transaction = False
+            if self.waits & _FOR_READ_BACK != 0:
+                self._apply_read_back(server)
+            elif self.touched and self._read_back(server):
+                return
+            statements = self.statements
+            if statements.portals or statements.unnamed_portal is not None:
+                statements.end_transaction()
+            if self.wrote:
+                self.wrote = False
+                self.last_write = now
+            if not self.pinned and not self.database.session_mode:
+                pool = self.pool
+                self.server = None
+                if pool is not None:
+                    pool.give_back(server, now)
+        else:
+            self.in_transaction = True
+        if self.ending:
+            self._end()
+        elif self.waits != 0 or self.pending:
+            self.waits &= ~_FOR_IDLE
+            self._go_on(now)
+
+    def lost(self, error: ClientError) -> None:
+        """End the session: its server connection is gone in the middle of its work."""
+        self.server = None
+        self._release_pin()
+        self.fatal(error)
+
+    def server_full(self) -> None:
+        """Stop reading from the client: the server does not take as much."""
+        self.waits |= _FOR_SOCKET
+
+    def server_drained(self) -> None:
+        """Go on reading from the client."""
+        self.waits &= ~_FOR_SOCKET
+        self._go_on(time.monotonic())
+
+    # -- settings that the client changed
+
+    def _read_back(self, server: Server) -> bool:
+        """Ask the server what the settings are now that the client has touched; True if it was asked."""
+        names = [name for name in self.touched if name != "all"]
+        sql = read_back_query(names)
+        if not sql:
+            self.touched = {}
+            return False
+        server.replies.push(Reply(QUERY, SKIP, self))
+        server.transport.write(sql)
+        self.waits |= _FOR_READ_BACK
+        return True
+
+    def _apply_read_back(self, server: Server) -> None:
+        """Make the values that the server reports the session's own."""
+        self.waits &= ~_FOR_READ_BACK
+        names = [name for name in self.touched if name != "all"]
+        self.touched = {}
+        values = dict(self.profile.values)
+        for name, value in zip(names, self.read_back_row, strict=False):
+            text = value.decode("utf-8", "replace") if value is not None else ""
+            if name not in values and text == default_for(server, name):
+                continue
+            values[name] = text
+        self.read_back_row = []
+        self.profile = self.database.profiles.of(values)
+        server.profile = self.profile
+
+    # -- waiting, ending
+
+    def _go_on(self, now: float) -> None:
+        """Work on what was kept while the session waited."""
+        if self.waits != 0 or self.ended:
+            return
+        unit = self.held_unit
+        if unit is not None:
+            self.held_unit = None
+            self._dispatch(unit, now)
+            if self.waits != 0:
+                return
+        if self.pending:
+            data = self.pending
+            self.pending = b""
+            self._feed(data, now)
+        if self.reading_paused and self.waits == 0 and not self.ended:
+            self.reading_paused = False
+            self.transport.resume_reading()
+
+    def _pause_reading(self) -> None:
+        if not self.reading_paused:
+            self.reading_paused = True
+            self.transport.pause_reading()
+
+    def _unsent(self, unit: Unit, error: ClientError) -> None:
+        """Answer a unit of which nothing was sent with `error`."""
+        self._forget_unsent(unit)
+        intent = unit.intent
+        if intent is not None:
+            self._denied(intent, error)
+        if self.stream_left > 0:
+            self.stream_to_server = False
+        self._fail_unit(error, unit.ended_by == FE_QUERY or unit.ended_by == FE_SYNC)
+
+    def _forget_unsent(self, unit: Unit) -> None:
+        """Take back the names that a unit which is not sent had prepared."""
+        for message in unit.messages:
+            if message.kind == FE_PARSE and message.name and message.error is None:
+                self.statements.named.pop(message.name, None)
+
+    def cancel(self) -> Server | None:
+        """Cancel what the session does; returns the server connection that a CancelRequest has to reach."""
+        if self.waits & _FOR_SERVER != 0 and self.pool is not None:
+            self.pool.leave(self)
+            self.refused(QueryCancelled())
+            return None
+        return self.server
+
+    def stalled(self, now: float, limit: float) -> bool:
+        """Tell whether an open transaction has stood idle for more than `limit` seconds (0 for no limit)."""
+        server = self.server
+        if limit <= 0.0 or server is None or server.replies.head is not None:
+            return False
+        if not self.in_transaction and not self.awaits_sync:
+            return False
+        return now - self.active_at > limit and now - server.last_byte_at > limit
+
+    def idle(self) -> bool:
+        """Tell whether the session has nothing under way, so that a drain may end it."""
+        return self.server is None and self.held_unit is None and not self.pending
+
+    def fatal(self, error: ClientError) -> None:
+        """Tell the client why, and end the session."""
+        if self.ended:
+            return
+        self.transport.write(error_response(error, True))
+        self._end()
+
+    def _terminate(self) -> None:
+        """End in good order: what stands before the Terminate completes, what stands behind it is dropped."""
+        server = self.server
+        if server is not None and server.replies.head is not None and not self.awaits_sync:
+            self.ending = True
+            self._pause_reading()
+            return
+        self._end()
+
+    def _end(self) -> None:
+        """Close the client's connection and leave the server's in order."""
+        if self.ended:
+            return
+        self.ended = True
+        self.transport.close()
+        if self.waits & _FOR_SERVER != 0 and self.pool is not None:
+            self.pool.leave(self)
+        self.held_unit = None
+        self.pending = b""
+        server = self.server
+        self.server = None
+        was_pinned = self.pinned
+        self._release_pin()
+        if server is not None:
+            self._hand_over(server, was_pinned)
+        if self.on_end is not None:
+            self.on_end.ended(self)
+
+    def _hand_over(self, server: Server, was_pinned: str) -> None:
+        """Give a connection back from a session that is gone: rolled back and reset, or closed."""
+        pool = self.pool
+        now = time.monotonic()
+        if pool is None or not server.replies.empty or self.awaits_sync or self.stream_left > 0:
+            if self.on_end is not None and not server.replies.empty:
+                self.on_end.abandoned(server)
+            server.fail(UpstreamUnavailable("its client is gone"))
+            return
+        if was_pinned:
+            server.unclean = was_pinned
+        if server.replies.status != STATUS_IDLE:
+            Rollback(server, pool.give_back).start()
+        else:
+            pool.give_back(server, now)
+
+    def _release_pin(self) -> None:
+        if self.pinned:
+            self.pinned = ""
+            if self.pool is not None:
+                self.pool.pinned -= 1
+
+
+def _executes_before(unit: Unit) -> bool:
+    """Tell whether a statement runs before the one that is refused."""
+    for at, message in enumerate(unit.messages):
+        if at >= unit.refused_at:
+            return False
+        if message.kind == FE_EXECUTE:
+            return True
+    return False

@@ -1,0 +1,1 @@
+"""Server connections, their pools, hosts and roles."""

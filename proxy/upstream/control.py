@@ -1,0 +1,110 @@
+"""The control plane: asyncpg connections under the control login, one small pool for each host.
+
+Keys, signing keys, health and the access log go this way, never a client's statement; and nothing that a
+client chose (a search_path, an encoding) reaches these connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+from collections.abc import Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from proxy.errors import UpstreamUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+log = logging.getLogger(__name__)
+
+_SETTINGS = {"search_path": "pg_catalog", "application_name": "pgsluice control"}
+_COMMAND_TIMEOUT = 10.0
+
+
+class Control:
+    """Control connections to one host."""
+
+    def __init__(self, host: str, port: int, database: str, user: str, password: str, connect_timeout: float) -> None:
+        self.host = host
+        self.port = port
+        self._arguments: dict[str, Any] = {
+            "host": host,
+            "port": port,
+            "database": database,
+            "user": user,
+            "password": password,
+            "timeout": connect_timeout or None,
+            "server_settings": _SETTINGS,
+            "command_timeout": _COMMAND_TIMEOUT,
+        }
+        self._idle: list[asyncpg.Connection[Any]] = []
+        self._room = asyncio.Semaphore(4)
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[asyncpg.Connection[Any]]:
+        """Borrow a connection; raises UpstreamUnavailable where the host does not answer.
+
+        One on which anything fails is closed, not kept.
+        """
+        async with self._room:
+            connection = await self._take()
+            try:
+                yield connection
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+                connection.terminate()
+                raise UpstreamUnavailable(extra=f"host={self.host}:{self.port}: {describe(error)}") from error
+            except BaseException:
+                connection.terminate()
+                raise
+            self._idle.append(connection)
+
+    async def listen(self, channel: str, heard: Callable[[str], None]) -> None:
+        """Call `heard` with each payload notified on `channel`, until the connection ends."""
+        connection = await self._connect()
+        ended = asyncio.Event()
+        connection.add_termination_listener(lambda _: ended.set())
+        try:
+            await connection.add_listener(channel, lambda _connection, _pid, _channel, payload: heard(str(payload)))
+            await ended.wait()
+        finally:
+            connection.terminate()
+
+    async def copy_rows(self, table: str, rows: bytes) -> None:
+        """Append `rows`, a whole binary COPY stream, to sluice.`table`.
+
+        Raises what asyncpg raises, for its SQLSTATE tells whether trying again makes sense.
+        """
+        try:
+            async with self.connection() as connection:
+                await connection.copy_to_table(table, schema_name="sluice", source=io.BytesIO(rows), format="binary")
+        except UpstreamUnavailable as error:
+            raise (error.__cause__ or error) from None
+
+    async def close(self) -> None:
+        """Close every idle connection."""
+        while self._idle:
+            self._idle.pop().terminate()
+
+    async def _take(self) -> asyncpg.Connection[Any]:
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.is_closed():
+                return connection
+        return await self._connect()
+
+    async def _connect(self) -> asyncpg.Connection[Any]:
+        try:
+            connection: asyncpg.Connection[Any] = await asyncpg.connect(**self._arguments)
+            return connection
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+            raise UpstreamUnavailable(extra=f"host={self.host}:{self.port}: {describe(error)}") from error
+
+
+def describe(error: BaseException) -> str:
+    """Return what went wrong in a few words; some errors have no text of their own."""
+    return str(error) or type(error).__name__

@@ -1,0 +1,226 @@
+"""Logging in to a PostgreSQL server as one of the pools' roles (manual, "Start-up").
+
+The login speaks until the first ReadyForQuery and then hands the transport to a Server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from proxy.errors import ClientError, ProtocolViolation, UpstreamUnavailable
+from proxy.upstream.server import HIGH_WATER, Server
+from proxy.wire.codes import (
+    AUTH_CLEARTEXT,
+    AUTH_MD5,
+    AUTH_OK,
+    AUTH_SASL,
+    AUTH_SASL_CONTINUE,
+    AUTH_SASL_FINAL,
+    BE_AUTHENTICATION,
+    BE_BACKEND_KEY_DATA,
+    BE_ERROR,
+    BE_NOTICE,
+    BE_PARAMETER_STATUS,
+    BE_READY,
+    HEADER,
+    MAX_HELD,
+    PROTOCOL_3_0,
+)
+from proxy.wire.messages import error_fields, message, parameters_of
+from proxy.wire.scram import MECHANISM, ClientExchange
+
+# A role may change its own defaults through a DO block, and startup options win over those; so whatever the
+# policies' safety rests on is fixed here (manual, "Setting Parameters": options of the connection).
+_FIXED_OPTIONS = {
+    "search_path": '"$user", public',
+    "row_security": "on",
+    "role": "none",
+    "local_preload_libraries": "",
+}
+
+
+@dataclass(frozen=True)
+class Login:
+    """Where to log in and as whom; `read_only` opens connections that cannot write."""
+
+    host: str
+    port: int
+    database: str
+    user: str
+    password: str
+    read_only: bool
+    connect_timeout: float
+
+    @property
+    def address(self) -> str:
+        """Return host and port as people write them."""
+        return f"{self.host}:{self.port}"
+
+
+async def connect(login: Login, closed: Callable[[Server], None]) -> Server:
+    """Open a connection and log in; `closed` is called once when the connection ends.
+
+    Raises UpstreamUnavailable, whose extra says what the server or the network answered, within
+    connect_timeout.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(login.connect_timeout or None):
+            if login.host.startswith("/"):
+                path = f"{login.host}/.s.PGSQL.{login.port}"
+                _, protocol = await loop.create_unix_connection(lambda: _LoginProtocol(login), path)
+            else:
+                _, protocol = await loop.create_connection(lambda: _LoginProtocol(login), login.host, login.port)
+            try:
+                return await protocol.finish(closed)
+            except BaseException:
+                protocol.abort()
+                raise
+    except TimeoutError:
+        raise _unavailable(login, f"no answer within {login.connect_timeout:g} s") from None
+    except OSError as error:
+        raise _unavailable(login, error.strerror or str(error)) from None
+
+
+def _unavailable(login: Login, reason: str) -> UpstreamUnavailable:
+    return UpstreamUnavailable(f"cannot connect to {login.address}", extra=f"host={login.address} user={login.user}: {reason}")
+
+
+class _LoginProtocol(asyncio.Protocol):
+    """Collects whole messages and answers the server's authentication requests."""
+
+    def __init__(self, login: Login) -> None:
+        self._login = login
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._transport: asyncio.Transport | None = None
+        self._buffer = b""
+        self._scram: ClientExchange | None = None
+        self._scram_verified = False
+        self._parameters: dict[bytes, bytes] = {}
+        self._pid = 0
+        self._secret = b""
+
+    async def finish(self, closed: Callable[[Server], None]) -> Server:
+        """Wait for the first ReadyForQuery and return the connection."""
+        await self._done
+        assert self._transport is not None
+        server = Server(
+            self._transport,
+            self._login.address,
+            self._pid,
+            self._secret,
+            self._parameters,
+            self._login.user,
+            closed,
+            time.monotonic(),
+        )
+        # From here on the bytes are the server's; no await stands between ReadyForQuery and this line but the
+        # one above, during which PostgreSQL sends nothing unasked but notices.
+        self._transport.set_write_buffer_limits(HIGH_WATER)
+        self._transport.set_protocol(server)  # type: ignore[arg-type]
+        if self._buffer:
+            server.data_received(self._buffer)
+        return server
+
+    def abort(self) -> None:
+        """Close the connection without ceremony."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        options = dict(_FIXED_OPTIONS)
+        options["default_transaction_read_only"] = "on" if self._login.read_only else "off"
+        words = [f"-c {name}={_escape(value)}" for name, value in options.items()]
+        parameters = {
+            "user": self._login.user,
+            "database": self._login.database,
+            "client_encoding": "UTF8",
+            "options": " ".join(words),
+        }
+        body = b"".join(f"{name}\0{value}\0".encode() for name, value in parameters.items()) + b"\0"
+        transport.write((len(body) + 8).to_bytes(4, "big") + PROTOCOL_3_0.to_bytes(4, "big") + body)
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        try:
+            while not self._done.done() and (taken := self._take()) is not None:
+                self._handle(*taken)
+        except ClientError as error:
+            if not self._done.done():
+                self._done.set_exception(_unavailable(self._login, error.extra or error.message))
+
+    def connection_lost(self, failure: Exception | None) -> None:
+        if not self._done.done():
+            reason = str(failure) if failure else "connection closed during login"
+            self._done.set_exception(_unavailable(self._login, reason))
+
+    def _take(self) -> tuple[int, bytes] | None:
+        """Return type and bytes of the next whole message."""
+        if len(self._buffer) < HEADER:
+            return None
+        length = int.from_bytes(self._buffer[1:HEADER], "big", signed=True)
+        if length < 4 or length > MAX_HELD:
+            raise ProtocolViolation("a server sent a login message of impossible length")
+        if len(self._buffer) < length + 1:
+            return None
+        whole = self._buffer[: length + 1]
+        self._buffer = self._buffer[length + 1 :]
+        return whole[0], whole
+
+    def _handle(self, kind: int, whole: bytes) -> None:
+        if kind == BE_AUTHENTICATION:
+            self._authenticate(whole)
+        elif kind == BE_PARAMETER_STATUS:
+            name, value = parameters_of(whole, 0, len(whole))
+            self._parameters[name] = value
+        elif kind == BE_BACKEND_KEY_DATA:
+            if len(whole) < HEADER + 8:
+                raise ProtocolViolation("a server sent a malformed BackendKeyData")
+            self._pid = int.from_bytes(whole[5:9], "big")
+            self._secret = whole[9:]
+        elif kind == BE_ERROR:
+            fields = error_fields(whole, 0, len(whole))
+            raise UpstreamUnavailable("the server refused the login", extra=f"{fields.get('M')} ({fields.get('C')})")
+        elif kind == BE_READY:
+            self._done.set_result(None)
+        elif kind != BE_NOTICE:
+            raise ProtocolViolation("a server sent an unexpected message during login")
+
+    def _authenticate(self, whole: bytes) -> None:
+        assert self._transport is not None
+        request = int.from_bytes(whole[5:9], "big")
+        if len(whole) < 9:
+            raise ProtocolViolation("a server sent a malformed authentication request")
+        if request == AUTH_OK:
+            if self._scram is not None and not self._scram_verified:
+                raise UpstreamUnavailable("the server ended SCRAM without a proof of its own")
+        elif request == AUTH_CLEARTEXT:
+            self._transport.write(message(0x70, self._login.password.encode() + b"\0"))
+        elif request == AUTH_MD5:
+            inner = hashlib.md5((self._login.password + self._login.user).encode(), usedforsecurity=False).hexdigest()
+            outer = hashlib.md5(inner.encode() + whole[9:13], usedforsecurity=False).hexdigest()
+            self._transport.write(message(0x70, b"md5" + outer.encode() + b"\0"))
+        elif request == AUTH_SASL:
+            if MECHANISM.encode() not in whole[9:].split(b"\0"):
+                raise UpstreamUnavailable("the server offers no SASL mechanism that we know")
+            self._scram = ClientExchange(self._login.user, self._login.password, secrets.token_urlsafe(18))
+            self._transport.write(self._scram.first())
+        elif request == AUTH_SASL_CONTINUE and self._scram is not None:
+            self._transport.write(self._scram.final(whole[9:]))
+        elif request == AUTH_SASL_FINAL and self._scram is not None:
+            self._scram.verify(whole[9:])
+            self._scram_verified = True
+        else:
+            raise UpstreamUnavailable(f"the server asks for an authentication that we do not know ({request})")
+
+
+def _escape(value: str) -> str:
+    """Return `value` for use in the options parameter, where a backslash quotes blanks and itself."""
+    return value.replace("\\", "\\\\").replace(" ", "\\ ")

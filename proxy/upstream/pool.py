@@ -1,0 +1,263 @@
+"""The server connections of one login on one host: idle, lent, opening, and who waits for them.
+
+The pool decides and the caller does the I/O: `open` is handed in, and starts a connection in the background.
+Nothing here awaits; a connection that stands idle is lent in the same call.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable
+from typing import Final, final
+
+from mypy_extensions import i64
+
+from proxy.errors import ClientError, PoolExhausted
+from proxy.observe.stats import PoolStats
+from proxy.upstream.errand import Reset
+from proxy.upstream.server import CLOSED, IDLE, Borrower, Server
+
+RESET_TIMEOUT: Final = 5.0
+"""Seconds that a reset may take; it does no work that should take longer than the round trip."""
+
+
+@final
+class PoolLimits:
+    """The numbers that bound a pool; times in seconds, 0 for no limit."""
+
+    def __init__(
+        self,
+        minimum: i64,
+        maximum: i64,
+        acquire_timeout: float,
+        idle_timeout: float,
+        max_lifetime: float,
+        max_uses: i64,
+        strict: bool,
+    ) -> None:
+        self.minimum: i64 = minimum
+        self.maximum: i64 = maximum
+        self.acquire_timeout = acquire_timeout
+        self.idle_timeout = idle_timeout
+        self.max_lifetime = max_lifetime
+        self.max_uses: i64 = max_uses
+        # isolation: strict, i.e. a connection never serves two users
+        self.strict = strict
+
+
+@final
+class Pool:
+    """Server connections under one login on one host."""
+
+    def __init__(self, name: str, host: str, limits: PoolLimits, log_part: bytes) -> None:
+        self.name = name
+        self.host = host
+        self.limits = limits
+        self.log_part = log_part
+        self.open: Callable[[Pool], None] | None = None
+        self.servers: list[Server] = []
+        self.idle: dict[str, list[Server]] = {}
+        self.idle_count: i64 = 0
+        self.opening: i64 = 0
+        self.waiters: deque[Borrower] = deque()
+        self.resetting: dict[Server, float] = {}
+        self.pinned: i64 = 0
+        self.draining = False
+        # Counters, read by the metrics.
+        self.lent_total: i64 = 0
+        self.waited_total: i64 = 0
+        self.opened_total: i64 = 0
+        self.stats = PoolStats()
+        self.failures_in_a_row: i64 = 0
+        self.last_failure: str = ""
+
+    @property
+    def size(self) -> int:
+        """Return how many connections there are, being opened or open."""
+        return len(self.servers) + self.opening
+
+    def take(self, borrower: Borrower, now: float) -> Server | None:
+        """Lend an idle connection to `borrower`, or let it wait and return None.
+
+        Its own come first, then a clean one, then the least recently used of somebody else, which is reset
+        first. A new one is opened where none is idle and the limit allows it.
+        """
+        if self.idle_count > 0 and not self.waiters:
+            own = self.idle.get(borrower.identity)
+            if not own:
+                own = self.idle.get("")
+            if own:
+                server = own.pop()
+                self.idle_count -= 1
+                self.lent_total += 1
+                server.lend(borrower)
+                return server
+        self.waited_total += 1
+        borrower.waiting_since = now
+        self.waiters.append(borrower)
+        if self.idle_count > 0:
+            self._free_a_stranger(now)
+        self._grow()
+        return None
+
+    def leave(self, borrower: Borrower) -> None:
+        """Take `borrower` out of the queue of those who wait."""
+        if borrower in self.waiters:
+            self.waiters.remove(borrower)
+
+    def give_back(self, server: Server, now: float) -> None:
+        """Take `server` back from its borrower: nothing is owed and no transaction is open."""
+        server.take_back(now)
+        if server.state == CLOSED:
+            return
+        limits = self.limits
+        if server.cancels > 0:
+            # Whoever waits for the cancel to be done gives it back again.
+            return
+        if (
+            self.draining
+            or (server.retire_at > 0.0 and now >= server.retire_at)
+            or (limits.max_uses > 0 and server.uses >= limits.max_uses)
+        ):
+            server.close()
+            return
+        if server.unclean:
+            self._reset(server, now)
+            return
+        if self.waiters:
+            first = self.waiters[0]
+            if server.label == "" or server.label == first.identity:
+                self.waiters.popleft()
+                self.lent_total += 1
+                server.lend(first)
+                first.granted(server)
+            else:
+                self._reset(server, now)
+            return
+        shelf = self.idle.get(server.label)
+        if shelf is None:
+            self.idle[server.label] = [server]
+        else:
+            shelf.append(server)
+        self.idle_count += 1
+
+    def opened(self, server: Server, now: float) -> None:
+        """Add a connection that has just logged in."""
+        self.opening -= 1
+        self.opened_total += 1
+        self.failures_in_a_row = 0
+        self.last_failure = ""
+        if self.limits.max_lifetime > 0.0:
+            # Jitter, so that connections opened together do not end together.
+            server.retire_at = now + self.limits.max_lifetime * (0.8 + 0.2 * random.random())
+        self.servers.append(server)
+        self.give_back(server, now)
+
+    def open_failed(self, error: ClientError) -> None:
+        """Learn that a connection could not be opened; who waits is told if there is no other to wait for."""
+        self.opening -= 1
+        self.stats.connect_failures += 1
+        self.failures_in_a_row += 1
+        self.last_failure = error.extra or error.message
+        if not self.servers and self.opening == 0:
+            self.refuse_all(error)
+
+    def refuse_all(self, error: ClientError) -> None:
+        """Tell everybody who waits that no connection will come."""
+        waiters = self.waiters
+        self.waiters = deque()
+        for borrower in waiters:
+            borrower.refused(error)
+
+    def closed(self, server: Server) -> None:
+        """Forget a connection that has ended, and open another where somebody waits."""
+        if server in self.servers:
+            self.servers.remove(server)
+        shelf = self.idle.get(server.label)
+        if shelf is not None and server in shelf:
+            shelf.remove(server)
+            self.idle_count -= 1
+        self.resetting.pop(server, None)
+        self._grow()
+
+    def reset_done(self, server: Server, now: float) -> None:
+        """Take back a connection whose DISCARD ALL was confirmed."""
+        self.resetting.pop(server, None)
+        server.forget_session()
+        self.give_back(server, now)
+
+    def maintain(self, now: float) -> None:
+        """See to limits and timeouts; to be called each second or so."""
+        limits = self.limits
+        while self.waiters and limits.acquire_timeout > 0.0:
+            first = self.waiters[0]
+            if now - first.waiting_since < limits.acquire_timeout:
+                break
+            self.waiters.popleft()
+            self.stats.acquire_timeouts += 1
+            first.refused(self.exhausted())
+        for server, since in list(self.resetting.items()):
+            if now - since > RESET_TIMEOUT:
+                server.fail(PoolExhausted("a reset took too long"))
+        for label, shelf in list(self.idle.items()):
+            for server in list(shelf):
+                too_old = server.retire_at > 0.0 and now >= server.retire_at
+                unused = limits.idle_timeout > 0.0 and now - server.last_used >= limits.idle_timeout
+                if too_old or (unused and self.size > limits.minimum) or self.draining:
+                    server.close()
+            if not self.idle.get(label):
+                self.idle.pop(label, None)
+        self._grow()
+        if not self.draining and self.failures_in_a_row == 0:
+            while self.size < limits.minimum:
+                self._open_one()
+
+    def exhausted(self) -> PoolExhausted:
+        """Return the error for somebody who waited in vain."""
+        return PoolExhausted(
+            extra=f"pool={self.name} host={self.host} size={self.limits.maximum} waiting={len(self.waiters) + 1}",
+            hint="Try again, or raise the pool's max.",
+        )
+
+    def may_pin(self) -> bool:
+        """Tell whether one more session may keep its connection: at most max - 1 are pinned."""
+        return self.pinned + 1 < self.limits.maximum
+
+    def drain(self) -> None:
+        """Close what is idle now, and the rest as it comes back."""
+        self.draining = True
+        for shelf in list(self.idle.values()):
+            for server in list(shelf):
+                server.close()
+
+    def _grow(self) -> None:
+        while not self.draining and len(self.waiters) > self.opening + len(self.resetting):
+            if self.size >= self.limits.maximum:
+                return
+            self._open_one()
+
+    def _open_one(self) -> None:
+        if self.open is not None:
+            self.opening += 1
+            self.open(self)
+
+    def _reset(self, server: Server, now: float) -> None:
+        if self.limits.strict:
+            server.close()
+            return
+        self.stats.resets += 1
+        self.resetting[server] = now
+        Reset(server, self.reset_done).start()
+
+    def _free_a_stranger(self, now: float) -> None:
+        """Reset the idle connection that was used least recently, for whoever waits."""
+        oldest: Server | None = None
+        for shelf in self.idle.values():
+            for server in shelf:
+                if oldest is None or server.last_used < oldest.last_used:
+                    oldest = server
+        if oldest is not None and oldest.state == IDLE:
+            self.idle[oldest.label].remove(oldest)
+            self.idle_count -= 1
+            self._reset(oldest, now)

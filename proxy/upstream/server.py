@@ -1,0 +1,244 @@
+"""One connection to a PostgreSQL server, and what it may be used for next.
+
+A Server is a transport's protocol. It is lent to a Borrower for a while; what the server sends goes to that
+borrower as the reply queue decides. Between borrowers it stands idle in its pool, under the label of the
+identity whose claim it carries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Final, final
+
+from mypy_extensions import i64
+
+from proxy.errors import ClientError, ProtocolViolation, UpstreamUnavailable
+from proxy.query.parameters import Profile
+from proxy.query.prepared import Statement
+from proxy.wire.messages import TERMINATE, close_statement, error_fields
+from proxy.wire.replies import CLOSE, SKIP, Peer, Reply, ReplyQueue
+
+log = logging.getLogger(__name__)
+
+# States of a server connection.
+IDLE: Final = 1  # in its pool
+LENT: Final = 2  # a borrower uses it
+CLOSED: Final = 3
+
+MAX_STATEMENTS: Final = 500
+"""Prepared statements that one server connection holds; each takes some 10 KiB of the server's memory."""
+
+HIGH_WATER: Final = 262_144
+"""Bytes that wait in a socket's buffer before its peer is paused: one full read."""
+
+
+class Borrower(Peer):
+    """Whoever uses a server connection: a client's session, or an errand of the proxy's own."""
+
+    identity: str
+    """Whose claim its statements need, "" for nobody's."""
+
+    waiting_since: float
+    """When it began to wait for a connection, in seconds of the monotonic clock."""
+
+    def granted(self, server: Server) -> None:
+        """Take the connection that was waited for."""
+        raise AssertionError
+
+    def refused(self, error: ClientError) -> None:
+        """Learn that no connection will come."""
+        raise AssertionError
+
+    def ready(self, now: float) -> None:
+        """Learn that the server is ready for the next query and owes nothing."""
+        raise AssertionError
+
+    def lost(self, error: ClientError) -> None:
+        """Learn that the connection is gone."""
+        raise AssertionError
+
+    def server_full(self) -> None:
+        """Stop sending: the server does not read as fast."""
+        raise AssertionError
+
+    def server_drained(self) -> None:
+        """Go on sending."""
+        raise AssertionError
+
+
+@final
+class Server:
+    """A server connection after its login; uvloop calls the protocol methods."""
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        address: str,
+        pid: int,
+        secret: bytes,
+        parameters: dict[bytes, bytes],
+        login: str,
+        closed: Callable[[Server], None],
+        now: float,
+    ) -> None:
+        self.transport: asyncio.Transport = transport
+        self.address = address
+        self.pid = pid
+        self.secret = secret
+        self.login = login
+        self.closed = closed
+        self.state: i64 = IDLE
+        self.borrower: Borrower | None = None
+        self.replies = ReplyQueue()
+        self.replies.parameters = parameters
+        # What it reported at its login: the defaults of its login and database.
+        self.defaults: dict[bytes, bytes] = dict(parameters)
+        self.last_byte_at: float = now
+        # Whose claim it carries, "" for nobody's, and when that has to be renewed (monotonic seconds).
+        self.label: str = ""
+        self.renew_at: float = 0.0
+        # The session parameters it has now.
+        self.profile: Profile | None = None
+        # Why it must be reset before anybody else uses it, "" where it need not.
+        self.unclean: str = ""
+        # Statements it holds by number, the least recently used first; the unnamed one; prelude forms.
+        self.statements: dict[int, Statement] = {}
+        self.unnamed: Statement | None = None
+        self.preludes: set[int] = set()
+        # Cancel requests on their way to it: it is not lent to anybody else until they are done.
+        self.cancels: i64 = 0
+        self.opened_at: float = now
+        self.last_used: float = now
+        self.retire_at: float = 0.0
+        self.uses: i64 = 0
+        self.paused = False
+
+    # -- protocol methods, called by the event loop
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes from the server."""
+        now = time.monotonic()
+        self.last_byte_at = now
+        try:
+            ready = self.replies.scan(data, now)
+        except ProtocolViolation as error:
+            log.error("server %s pid %d: %s; connection closed", self.address, self.pid, error)
+            self.fail(UpstreamUnavailable(f"server {self.address} broke the protocol", extra=str(error)))
+            return
+        if ready:
+            borrower = self.borrower
+            if borrower is not None:
+                borrower.ready(now)
+
+    def eof_received(self) -> bool:
+        """Let the transport close: a server that ends is gone."""
+        return False
+
+    def connection_lost(self, failure: Exception | None) -> None:
+        """Learn that the connection is gone."""
+        fields = error_fields(self.replies.last_error, 0, len(self.replies.last_error))
+        reason = fields.get("M", "") or (str(failure) if failure else "connection closed by the server")
+        self.fail(UpstreamUnavailable(f"connection to {self.address} was lost", extra=reason))
+
+    def pause_writing(self) -> None:
+        """Learn that the server's socket is full."""
+        if self.borrower is not None:
+            self.borrower.server_full()
+
+    def resume_writing(self) -> None:
+        """Learn that the server's socket takes bytes again."""
+        if self.borrower is not None:
+            self.borrower.server_drained()
+
+    # -- use
+
+    def lend(self, borrower: Borrower) -> None:
+        """Give the connection to `borrower`."""
+        self.state = LENT
+        self.borrower = borrower
+        self.replies.peer = borrower
+        self.uses += 1
+
+    def take_back(self, now: float) -> None:
+        """Take the connection from its borrower."""
+        self.state = IDLE
+        self.borrower = None
+        self.replies.peer = None
+        self.last_used = now
+        if self.paused:
+            self.resume_reading()
+
+    def pause_reading(self) -> None:
+        """Stop taking bytes from the server: its client does not read as fast."""
+        if not self.paused and self.state != CLOSED:
+            self.paused = True
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Take bytes from the server again."""
+        if self.paused and self.state != CLOSED:
+            self.paused = False
+            self.transport.resume_reading()
+
+    def hold(self, statement: Statement) -> bytes:
+        """Note that `statement` is being parsed here.
+
+        Returns what must be sent in front of its Parse: a Close of the least recently used statement where
+        there are too many, else nothing. Its reply is queued.
+        """
+        closing = b""
+        if len(self.statements) >= MAX_STATEMENTS:
+            oldest = next(iter(self.statements))
+            evicted = self.statements.pop(oldest)
+            closing = close_statement(evicted.name)
+            self.replies.push(Reply(CLOSE, SKIP))
+        self.statements[statement.number] = statement
+        return closing
+
+    def holds(self, statement: Statement) -> bool:
+        """Tell whether `statement` is prepared here; it becomes the most recently used."""
+        statements = self.statements
+        number: int = statement.number
+        if number not in statements:
+            return False
+        if len(statements) > MAX_STATEMENTS // 2:
+            del statements[number]
+            statements[number] = statement
+        return True
+
+    def forget_session(self) -> None:
+        """Forget all session state: DISCARD ALL was confirmed."""
+        self.label = ""
+        self.renew_at = 0.0
+        self.profile = None
+        self.unclean = ""
+        self.statements = {}
+        self.unnamed = None
+        self.preludes = set()
+
+    def fail(self, error: ClientError) -> None:
+        """Close at once and tell the borrower and the pool; safe to call again."""
+        if self.state == CLOSED:
+            return
+        self.state = CLOSED
+        borrower = self.borrower
+        self.borrower = None
+        self.replies.peer = None
+        self.transport.abort()
+        self.closed(self)
+        if borrower is not None:
+            borrower.lost(error)
+
+    def close(self) -> None:
+        """End an idle connection in good order."""
+        if self.state == CLOSED:
+            return
+        self.state = CLOSED
+        self.borrower = None
+        self.replies.peer = None
+        self.transport.write(TERMINATE)
+        self.transport.close()
+        self.closed(self)
