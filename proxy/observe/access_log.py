@@ -19,7 +19,7 @@ from typing import Final, Protocol
 
 from proxy import tasks
 from proxy.observe.lines import LineWriter
-from proxy.observe.record import AccessBuffer
+from proxy.observe.record import SEED, AccessBuffer
 from proxy.observe.rows import copy_payload, count, cut, to_ascii
 from proxy.observe.text import escape
 
@@ -275,7 +275,7 @@ class AccessLog:
             self._lines = LineWriter(lines_fd)
             backlog = MemoryBacklog(min(max_backlog, _MAX_LINES_BACKLOG))
             self.sinks.append(Sink("stdout", self._lines.deliver, backlog, None, retry_delay))
-        self.buffer = AccessBuffer(os.urandom(8), statements, _BATCH_BYTES, self._hurry, bool(self.sinks))
+        self.buffer = AccessBuffer(os.urandom(SEED), statements, _BATCH_BYTES, self._hurry, bool(self.sinks))
         self._flush_interval = flush_interval
         self._timer: asyncio.TimerHandle | None = None
 
@@ -288,7 +288,7 @@ class AccessLog:
     def flush(self) -> None:
         """Hand what was recorded to the sinks now, without waiting for them."""
         if number := self.buffer.rows:
-            rows = self.buffer.take(os.urandom(8))
+            rows = self.buffer.take(os.urandom(SEED))
             for sink in self.sinks:
                 sink.put(rows, number)
 

@@ -46,6 +46,8 @@ _COUNTER_MASK: Final[i64] = 0x3FF_FFFF
 # The variant bits 10 of RFC 9562, section 4.1, at the top of the id's lower half.
 _VARIANT: Final[i64] = -0x7FFF_FFFF_FFFF_FFFF - 1
 _NEVER: Final[i64] = 0x7FFF_FFFF_FFFF_FFFF
+# Random bytes that a buffer wants: 6 for the end of its ids, 4 for where the counter starts.
+SEED: Final = 10
 _KEEP_CAPACITY: Final[i64] = 1 << 20
 
 # Address families as PostgreSQL's inet_send writes them (PGSQL_AF_INET, PGSQL_AF_INET6).
@@ -119,7 +121,7 @@ def route_part(target: str, reason: str) -> bytes:
 class AccessBuffer:
     """Rows that were recorded and not yet taken.
 
-    `seed` is 8 random bytes; each `take` may hand in new ones. `statements` says what the column statement
+    `seed` is SEED random bytes; each `take` may hand in new ones. `statements` says what the column statement
     holds: `normalized`, `full` or `none`; intents keep what was encoded for it (`Intent.log_part`), so a
     buffer with another choice needs a new IntentCache. `wake` is called, once between two takes, when the
     rows have passed `wake_bytes`: it must not take them at once. A buffer that isn't `enabled` stays empty.
@@ -141,7 +143,7 @@ class AccessBuffer:
         self._wake: Final = wake
         self._wake_bytes: Final = wake_bytes
         self._wake_at: i64 = wake_bytes
-        self._counter: i64 = int.from_bytes(seed[6:8], "big")
+        self._counter: i64 = int.from_bytes(seed[6:10], "big") & int(_COUNTER_MASK)
         self._random: i64 = int.from_bytes(seed[:6], "big")
 
     def statement(
@@ -239,7 +241,7 @@ class AccessBuffer:
         self._end()
 
     def take(self, seed: bytes = b"") -> bytes:
-        """Return the rows so far and start anew; `seed`, 6 random bytes or more, renews the ids' end."""
+        """Return the rows so far and start anew; `seed`, SEED random bytes, renews the ids' end."""
         taken = self._writer.getvalue()
         if len(taken) > _KEEP_CAPACITY:
             # After a burst the memory goes back; else it is used again.

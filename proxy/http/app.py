@@ -1,0 +1,78 @@
+"""Answer HTTP requests.
+
+    /metrics   Prometheus' text format, or OpenMetrics where it is asked for
+    /healthz   alive: the event loop answers
+    /readyz    can serve: 200, or 503 while it can't or is draining
+    /health    the same with detail, as JSON
+
+What is shown comes from callables: nothing here knows the proxy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+# What a browser needs to be told about plain data; a page that needs more sets its own headers.
+SECURITY_HEADERS: Final = {
+    b"cache-control": b"no-store",
+    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
+    b"cross-origin-resource-policy": b"same-origin",
+    b"referrer-policy": b"no-referrer",
+    b"x-content-type-options": b"nosniff",
+    b"x-frame-options": b"DENY",
+}
+
+RenderMetrics = Callable[[str], tuple[bytes, str]]
+Ready = Callable[[], bool]
+Health = Callable[[], Mapping[str, object]]
+
+
+def make_app(render_metrics: RenderMetrics, ready: Ready, health: Health) -> FastAPI:
+    """Return the application, for `start` and for tests; without pages of documentation."""
+    app = FastAPI(title="pgsluice", docs_url=None, redoc_url=None, openapi_url=None)
+
+    async def metrics(request: Request) -> Response:
+        body, content_type = render_metrics(request.headers.get("accept", ""))
+        return Response(body, headers={"content-type": content_type})
+
+    async def alive() -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def readiness() -> Response:
+        return PlainTextResponse("ready\n") if ready() else PlainTextResponse("not ready\n", 503)
+
+    async def detail() -> Response:
+        return JSONResponse(dict(health()), 200 if ready() else 503)
+
+    routes: dict[str, Callable[..., Any]] = {
+        "/metrics": metrics,
+        "/healthz": alive,
+        "/readyz": readiness,
+        "/health": detail,
+    }
+    for path, endpoint in routes.items():
+        # Load balancers probe with HEAD too.
+        app.add_api_route(path, endpoint, methods=["GET", "HEAD"], response_class=Response)
+    return app
+
+
+def with_security_headers(app: ASGIApp) -> ASGIApp:
+    """Return `app` with SECURITY_HEADERS added to each answer, but for those that it sets itself."""
+
+    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_more(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers: list[tuple[bytes, bytes]] = list(message.get("headers", ()))
+                present = {name.lower() for name, _ in headers}
+                headers += [item for item in SECURITY_HEADERS.items() if item[0] not in present]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        await app(scope, receive, send_more)
+
+    return wrapped

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from proxy.observe.lines import LineWriter
+from proxy.observe.record import AccessBuffer, session_part
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    reader, writer = os.pipe()
+    yield reader, writer
+    for descriptor in (reader, writer):
+        try:
+            os.close(descriptor)
+        except OSError as error:
+            # The test has closed it.
+            assert error.errno == 9
+
+
+def rows_of(number: int, text: str = "") -> bytes:
+    buffer = AccessBuffer(b"0123456789")
+    part = session_part("key", "", "", "", "")
+    for index in range(number):
+        buffer.event("admin", float(index), part, str(index), "", "", None, text)
+    return buffer.take()
+
+
+def reasons(lines: bytes) -> list[str]:
+    return [json.loads(line)["reason"] for line in lines.splitlines()]
+
+
+async def test_rows_become_lines(pipe: tuple[int, int]) -> None:
+    reader, descriptor = pipe
+    writer = LineWriter(descriptor)
+    await writer.deliver(rows_of(3))
+    await writer.deliver(rows_of(2))
+    writer.close()
+    assert reasons(os.read(reader, 65536)) == ["0", "1", "2", "0", "1"]
+
+
+async def test_a_reader_that_stops_does_not_stop_the_event_loop(pipe: tuple[int, int]) -> None:
+    reader, descriptor = pipe
+    writer = LineWriter(descriptor)
+    # Far more than a pipe holds.
+    delivery = asyncio.ensure_future(writer.deliver(rows_of(300, "x" * 4000)))
+    await asyncio.sleep(0)
+    assert not delivery.done()
+
+    def read_all() -> bytes:
+        read = b""
+        while read.count(b"\n") < 300:
+            read += os.read(reader, 65536)
+        return read
+
+    lines = await asyncio.to_thread(read_all)
+    await delivery
+    writer.close()
+    assert reasons(lines) == [str(index) for index in range(300)]
+
+
+async def test_what_was_interrupted_goes_on_where_it_stopped(pipe: tuple[int, int]) -> None:
+    reader, descriptor = pipe
+    os.set_blocking(descriptor, False)
+    writer = LineWriter(descriptor)
+    rows = rows_of(100, "x" * 4000)
+    read = b""
+    attempts = 0
+    while True:
+        attempts += 1
+        try:
+            await writer.deliver(rows)
+            break
+        except BlockingIOError:
+            read += os.read(reader, 50_000)
+    writer.close()
+    os.close(descriptor)
+    while more := os.read(reader, 65536):
+        read += more
+    assert attempts > 2
+    assert reasons(read) == [str(index) for index in range(100)]
+
+
+async def test_a_reader_that_is_gone_is_an_error(pipe: tuple[int, int]) -> None:
+    reader, descriptor = pipe
+    os.close(reader)
+    writer = LineWriter(descriptor)
+    with pytest.raises(BrokenPipeError):
+        await writer.deliver(rows_of(1))
+    writer.close()
+
+
+async def test_the_thread_ends_at_close(pipe: tuple[int, int]) -> None:
+    _, descriptor = pipe
+    writer = LineWriter(descriptor)
+    await writer.deliver(rows_of(1))
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == "access log lines"]
+    assert thread.daemon
+    writer.close()
+    thread.join(10)
+    assert not thread.is_alive()
