@@ -31,7 +31,6 @@ from proxy.observe.snapshot import HostSnapshot, ParseCacheSnapshot, PoolSnapsho
 from proxy.session.cancel import cancel_server, cancel_session
 from proxy.session.client import ClientLogin, Gate, Sessions
 from proxy.session.served import Served
-from proxy.session.session import Session, SessionRegistry
 from proxy.tasks import spawn, stop
 from proxy.upstream.server import Server
 
@@ -68,20 +67,6 @@ async def serve(config: Config) -> None:
     await instance.drain()
 
 
-class _Registry(SessionRegistry):
-    """Forgets sessions that end, and cancels what servers still do for them."""
-
-    def __init__(self) -> None:
-        self.sessions: Sessions | None = None
-
-    def ended(self, session: Session) -> None:
-        if self.sessions is not None:
-            self.sessions.by_pid.pop(session.pid, None)
-
-    def abandoned(self, server: Server) -> None:
-        spawn(cancel_server(server), "cancel an abandoned query")
-
-
 class Proxy:
     """One process: its listeners, databases and background work."""
 
@@ -97,9 +82,7 @@ class Proxy:
         )
         buffer = self.access_log.buffer
         self.served = {name: Served(name, settings, config, buffer) for name, settings in config.databases.items()}
-        registry = _Registry()
-        self.sessions = Sessions(registry)
-        registry.sessions = self.sessions
+        self.sessions = Sessions(_cancel_abandoned)
         self.gate = Gate(
             databases={name: served.database for name, served in self.served.items()},
             keys={name: served.keys for name, served in self.served.items()},
@@ -137,6 +120,10 @@ class Proxy:
         log.info("draining: %d sessions", len(self.sessions))
         deadline = time.monotonic() + self._config.listen.drain_timeout
         while len(self.sessions) and time.monotonic() < deadline:
+            for name, served in self.served.items():
+                served.keys.recheck(
+                    {session.key.id for session in self.sessions.by_pid.values() if session.database.name == name}
+                )
             for session in list(self.sessions.by_pid.values()):
                 if session.idle():
                     session.fatal(ShuttingDown())
@@ -288,6 +275,10 @@ class Proxy:
             await asyncio.sleep(_SWEEP)
             now = time.monotonic()
             wall = time.time()
+            for name, served in self.served.items():
+                served.keys.recheck(
+                    {session.key.id for session in self.sessions.by_pid.values() if session.database.name == name}
+                )
             for session in list(self.sessions.by_pid.values()):
                 if not session.key.valid(wall):
                     self._key_changed(session.key.id, None)
@@ -296,6 +287,10 @@ class Proxy:
 
     async def _copy_access_log(self, rows: bytes) -> None:
         await next(iter(self.served.values())).copy_access_log(rows)
+
+
+def _cancel_abandoned(server: Server) -> None:
+    spawn(cancel_server(server), "cancel an abandoned query")
 
 
 def _mock_secret(config: Config) -> bytes:

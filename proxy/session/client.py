@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from proxy.auth.identity import subject
 from proxy.auth.key import Key, parse_key
 from proxy.auth.keystore import KeyStore
 from proxy.auth.ratelimit import TokenBucket
@@ -30,10 +31,10 @@ from proxy.errors import (
 from proxy.observe.record import session_part
 from proxy.query.parameters import Profile, from_startup, reported_name
 from proxy.session.database import Database
-from proxy.session.session import Session, SessionRegistry
+from proxy.session.session import Session
 from proxy.tasks import spawn
 from proxy.upstream.errand import Ask
-from proxy.upstream.server import HIGH_WATER
+from proxy.upstream.server import HIGH_WATER, Server
 from proxy.wire.codes import CANCEL_REQUEST, FE_PASSWORD, GSSENC_REQUEST, HEADER, MAX_LOGIN_MESSAGE, SSL_REQUEST
 from proxy.wire.messages import (
     AUTH_CLEARTEXT_PASSWORD,
@@ -86,9 +87,9 @@ class Gate:
 class Sessions:
     """All sessions of this process by the process id that their clients were told."""
 
-    def __init__(self, registry: SessionRegistry) -> None:
+    def __init__(self, abandoned: Callable[[Server], None]) -> None:
         self.by_pid: dict[int, Session] = {}
-        self.registry = registry
+        self._abandoned = abandoned
 
     def __len__(self) -> int:
         return len(self.by_pid)
@@ -100,8 +101,12 @@ class Sessions:
             pid = secrets.randbelow(2**31 - 1) + 1
         session.pid = pid
         session.secret = secrets.token_bytes(4)
-        session.on_end = self.registry
+        session.on_end = self._ended
+        session.on_abandon = self._abandoned
         self.by_pid[pid] = session
+
+    def _ended(self, session: Session) -> None:
+        self.by_pid.pop(session.pid, None)
 
     def of_key(self, key_id: str) -> list[Session]:
         """Return the sessions that logged in with the key `key_id`."""
@@ -306,7 +311,7 @@ class ClientLogin(asyncio.Protocol):
             database,
             self._transport,
             key,
-            key.identity,
+            subject(key.user_id, key.id, key.permissions_sorted),
             database.profiles.of(values),
             pool,
             session_part(key.id, key.user_id, self._address, application_name, database.name),

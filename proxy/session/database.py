@@ -18,10 +18,8 @@ from proxy.upstream.cluster import Cluster
 class ClaimSigner(Protocol):
     """Signs who asks (proxy.auth.identity)."""
 
-    def claim(
-        self, user: str, key_id: str, permissions: list[str], backend_pid: int, session_user: str, expires: int
-    ) -> str:
-        """Return the signed claim for one backend, one login, until `expires` (seconds since 1970)."""
+    def sign(self, who: str, backend_pid: int, session_user: str, expires: int) -> str:
+        """Return the claim of `who` for one backend and login, until `expires` (seconds since 1970)."""
 
 
 @final

@@ -22,6 +22,7 @@ from proxy.observe.record import AccessBuffer, pool_part
 from proxy.observe.stats import ProxyStats
 from proxy.query.cache import IntentCache
 from proxy.query.functions import FunctionCatalog
+from proxy.query.intent import Intent
 from proxy.session.database import Database
 from proxy.tasks import spawn, stop
 from proxy.upstream.cluster import LEAST_CONNECTIONS, RANDOM, ROUND_ROBIN, Cluster, Host
@@ -47,7 +48,7 @@ SELECT n.nspname, p.proname, p.provolatile::text
   FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
 """
 
-_FETCH_SIGNING_KEYS = "SELECT * FROM sluice.signing_keys ORDER BY created_at DESC"
+_FETCH_SIGNING_KEYS = "SELECT kid, ipad, opad FROM sluice.signing_keys ORDER BY created_at DESC LIMIT 1"
 
 _REFRESH_FUNCTIONS = 300.0
 _REFRESH_SIGNER = 30.0
@@ -77,7 +78,7 @@ class Served:
         )
         routing = settings.routing
         intents = IntentCache(FunctionCatalog.builtin(routing.safe_functions), routing.max_parse_bytes)
-        self.database = Database(name, self.cluster, intents, access, self.stats)
+        self.database = Database(name, self.cluster, intents, _unfinished(), access, self.stats)
         self.database.signed = self._signed
         self.database.token_ttl = config.identity.token_ttl
         self.database.session_mode = settings.pool_mode == "session"
@@ -172,7 +173,8 @@ class Served:
             rows = await connection.fetch(_FETCH_SIGNING_KEYS)
         if not rows:
             raise UpstreamUnavailable(extra="sluice.signing_keys is empty; run `pgsluice setup`")
-        self.database.signer = Signer(SigningKey.from_row(rows[0]))
+        key = SigningKey(rows[0]["kid"], rows[0]["ipad"], rows[0]["opad"])
+        self.database.signer = Signer(key)
 
     async def _fetch_key(self, key_id: str) -> Key | None:
         async with self._any_control().connection() as connection:
@@ -247,10 +249,11 @@ class Served:
             name == "readonly",
             settings.connect_timeout,
         )
-        if name == "readonly":
-            # The minimum is kept warm where reads go first; the primary's is the fallback.
-            limits.minimum = settings.min
-        pool.open = lambda wanting: spawn(self._open(wanting, login), f"connect {login.address}") and None
+
+        def start_opening(wanting: Pool) -> None:
+            spawn(self._open(wanting, login), f"connect {login.address}")
+
+        pool.open = start_opening
         host.pools[name] = pool
 
     async def _open(self, pool: Pool, login: Login) -> None:
@@ -270,3 +273,8 @@ class Served:
         pool.opened(server, now)
 
 
+
+
+def _unfinished() -> Intent:
+    """Return what stands for a unit whose end has not come: it may yet write."""
+    return IntentCache(FunctionCatalog.builtin(), 1).lookup(b"-- the rest of an unfinished unit")

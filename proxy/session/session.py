@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from typing import Final, final
 
 from librt.strings import read_i32_be
@@ -29,7 +30,7 @@ from proxy.errors import (
     RateLimitExceeded,
     UpstreamUnavailable,
 )
-from proxy.query.intent import Intent
+from proxy.query.intent import READ, Intent
 from proxy.query.parameters import Profile
 from proxy.query.route import Route, choose, refusal
 from proxy.session.collect import ClientStatements, read_message
@@ -60,6 +61,7 @@ from proxy.wire.codes import (
     MAX_MESSAGE,
     MAX_SMALL_MESSAGE,
 )
+from proxy.wire.codes import FAILED_TRANSACTION, IN_TRANSACTION
 from proxy.wire.codes import IDLE as STATUS_IDLE
 from proxy.wire.messages import (
     READY_FAILED,
@@ -68,6 +70,7 @@ from proxy.wire.messages import (
     error_fields,
     error_response,
     first_columns,
+    ready,
 )
 from proxy.wire.replies import COPY_END, FORWARD, PARSE, QUERY, SKIP, Reply
 
@@ -87,6 +90,9 @@ MAX_REPLIES: Final = 10_000
 MAX_PENDING: Final = 65_536
 """Input that is kept while a session waits, before its socket is no longer read."""
 
+_NOW: Final = 1e-9
+"""A time to retire at that has always come."""
+
 MAX_PARSE: Final = 16 * 1024 * 1024
 """A Parse is held whole, because it may have to be sent again; a longer text fits a simple query."""
 
@@ -101,18 +107,6 @@ _EXTENDED: Final = frozenset([FE_BIND, FE_CLOSE, FE_DESCRIBE, FE_EXECUTE, FE_PAR
 
 
 
-class SessionRegistry:
-    """Whoever keeps the sessions: told when one ends, and of a server that still works for nobody."""
-
-    def ended(self, session: Session) -> None:
-        """Forget `session`."""
-        raise AssertionError
-
-    def abandoned(self, server: Server) -> None:
-        """Cancel what `server` does for a client that is gone."""
-        raise AssertionError
-
-
 @final
 class Session(Borrower):
     """One client; a transport's protocol from its login on."""
@@ -122,7 +116,7 @@ class Session(Borrower):
         database: Database,
         transport: asyncio.Transport,
         key: Key,
-        identity: str,
+        who: str,
         profile: Profile,
         asked_pool: str,
         log_part: bytes,
@@ -131,7 +125,9 @@ class Session(Borrower):
         self.database = database
         self.transport: asyncio.Transport = transport
         self.key = key
-        self.identity = identity
+        # Who asks: in claims as it stands, and as the label of server connections.
+        self.who = who
+        self.identity = who
         self.log_part = log_part
         self.bucket: TokenBucket | None = bucket
         self.asked_pool = asked_pool
@@ -171,7 +167,9 @@ class Session(Borrower):
         self.active_at: float = 0.0
         self.pid = 0
         self.secret = b""
-        self.on_end: SessionRegistry | None = None
+        # Told when it ends; and of a server connection that still works for it then.
+        self.on_end: Callable[[Session], None] | None = None
+        self.on_abandon: Callable[[Server], None] | None = None
 
     # -- protocol methods, called by the event loop
 
@@ -312,10 +310,10 @@ class Session(Borrower):
                 self._put_behind(message)
                 return
             unit = self.unit
-        if intent.kind != "read" or self.bucket is not None or intent.sets_pool or intent.refused:
-            if intent.sets_pool and intent.statements == 1 and self.server is None:
-                self._set_pool(intent)
-                return
+        if intent.kind != READ or self.bucket is not None:
+            if intent.sets_pool or intent.deallocates:
+                if self._answer(intent, message):
+                    return
             message.error = self._admit(intent, now)
         self.statements.unnamed = None
         unit.uses(intent)
@@ -407,15 +405,40 @@ class Session(Borrower):
             intent=intent,
         )
 
+    def _answer(self, intent: Intent, message: Message) -> bool:
+        """Answer a statement that no server is to see, in its turn; False where it is not one."""
+        named = self.statements.named
+        name = intent.deallocates.encode()
+        if not intent.sets_pool and (intent.statements != 1 or (name != b"all" and name not in named)):
+            return False
+        server = self.server
+        if server is not None and server.replies.head is not None:
+            self.waits |= _FOR_IDLE
+            self._put_behind(message)
+            return True
+        if self.in_transaction and server is not None and server.replies.status == FAILED_TRANSACTION:
+            return False
+        if intent.sets_pool:
+            self._set_pool(intent)
+            return True
+        if name == b"all":
+            self.statements.named = {}
+        else:
+            del named[name]
+        tag = b"DEALLOCATE ALL" if name == b"all" else b"DEALLOCATE"
+        self.forward(command_complete(tag) + ready(IN_TRANSACTION if self.in_transaction else STATUS_IDLE))
+        return True
+
     def _set_pool(self, intent: Intent) -> None:
         """Answer SET sluice.pool."""
         pool = intent.pool
         if pool and pool not in _POOLS:
             error = FeatureNotSupported(f'there is no pool "{pool}"', hint="Pools: " + ", ".join(_POOLS))
-            self.forward(error_response(error) + READY_IDLE)
+            self._fail_unit(error, True)
             return
         self.asked_pool = pool or self.started_pool
-        self.forward(command_complete(b"SET" if pool else b"RESET") + READY_IDLE)
+        status = IN_TRANSACTION if self.in_transaction else STATUS_IDLE
+        self.forward(command_complete(b"SET" if pool else b"RESET") + ready(status))
 
     def _refuse_function_call(self, now: float) -> None:
         if self.unit.messages:
@@ -488,10 +511,10 @@ class Session(Borrower):
         except ClientError as error:
             self._unsent(unit, error)
             return None
-        intent = unit.intent
-        if intent is not None and intent.pin and not pool.may_pin():
-            self._unsent(unit, self._too_many_pins(pool))
-            return None
+        for intent in unit.special:
+            if intent.pin and not pool.may_pin():
+                self._unsent(unit, self._too_many_pins(pool))
+                return None
         self.pool = pool
         server = pool.take(self, now)
         if server is None:
@@ -516,11 +539,11 @@ class Session(Borrower):
         ):
             if not self._prepare(server, unit, out, now):
                 return
-        intent = unit.intent
-        if intent is not None and intent.kind != "read":
+        for intent in unit.special:
             error = self._before(server, intent)
             if error is not None:
                 unit.messages[0].error = error
+                break
         was_empty = server.replies.head is None
         write_unit(server, unit, out, now, self.in_transaction)
         if not unit.reads_only:
@@ -554,8 +577,7 @@ class Session(Borrower):
         signer = database.signer
         if signer is not None and (now >= server.renew_at or server.label == ""):
             expires = now + database.wall_offset + database.server_offset + database.token_ttl
-            key = self.key
-            claim = signer.claim(key.user_id, key.id, key.permissions_sorted, server.pid, server.login, int(expires))
+            claim = signer.sign(self.who, server.pid, server.login, int(expires))
             settings.append(("sluice.identity", claim))
             server.renew_at = now + database.token_ttl / 2
         elif signer is None:
@@ -603,6 +625,9 @@ class Session(Borrower):
             pool.stats.pins.add(intent.pin)
         if intent.unclean and intent.unclean != "RESET ALL" and intent.unclean != "DISCARD ALL":
             server.unclean = intent.unclean
+        if intent.lasting:
+            # DISCARD ALL would not take it away.
+            server.retire_at = _NOW
         if intent.settings:
             for name in intent.settings:
                 self.touched[name] = True
@@ -903,15 +928,15 @@ class Session(Borrower):
         if server is not None:
             self._hand_over(server, was_pinned)
         if self.on_end is not None:
-            self.on_end.ended(self)
+            self.on_end(self)
 
     def _hand_over(self, server: Server, was_pinned: str) -> None:
         """Give a connection back from a session that is gone: rolled back and reset, or closed."""
         pool = self.pool
         now = time.monotonic()
         if pool is None or not server.replies.empty or self.awaits_sync or self.stream_left > 0:
-            if self.on_end is not None and not server.replies.empty:
-                self.on_end.abandoned(server)
+            if self.on_abandon is not None and not server.replies.empty:
+                self.on_abandon(server)
             server.fail(UpstreamUnavailable("its client is gone"))
             return
         if was_pinned:

@@ -11,7 +11,7 @@ from typing import Final, final
 from mypy_extensions import i64
 
 from proxy.errors import ClientError
-from proxy.query.intent import Intent
+from proxy.query.intent import READ, READONLY, Intent
 from proxy.query.prepared import Statement
 
 MAX_BYTES: Final = 262_144
@@ -48,6 +48,8 @@ class Unit:
         # The statement that decides where the unit goes: the first that is not proven to read.
         self.intent: Intent | None = None
         self.reads_only = True
+        # Those that leave something behind in the server's session.
+        self.special: list[Intent] = []
         self.executes = False
         self.begins = False
         self.ends = False
@@ -66,10 +68,14 @@ class Unit:
     def uses(self, intent: Intent) -> None:
         """Note that a statement with `intent` is part of the unit."""
         known = self.intent
-        if known is None or (known.kind == "read" and intent.kind != "read"):
+        if known is None:
             self.intent = intent
-        if intent.kind != "read":
+        elif known.kind == READ and (intent.kind != READ or intent.target != READONLY):
+            self.intent = intent
+        if intent.kind != READ:
             self.reads_only = False
+            if intent.pin or intent.unclean or intent.settings:
+                self.special.append(intent)
             if intent.begins:
                 self.begins = True
             if intent.ends:

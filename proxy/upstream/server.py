@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Final, final
 
-from mypy_extensions import i64
+from mypy_extensions import i64, mypyc_attr
 
 from proxy.errors import ClientError, ProtocolViolation, UpstreamUnavailable
 from proxy.query.parameters import Profile
@@ -35,6 +35,7 @@ HIGH_WATER: Final = 262_144
 """Bytes that wait in a socket's buffer before its peer is paused: one full read."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Borrower(Peer):
     """Whoever uses a server connection: a client's session, or an errand of the proxy's own."""
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 from typing import Final, final
 
 from librt.strings import read_i32_be
-from mypy_extensions import i64
+from mypy_extensions import i64, mypyc_attr
 
 from proxy.errors import ProtocolViolation
 from proxy.wire.codes import (
@@ -99,6 +99,7 @@ class Reply:
         self.in_transaction: bool = False
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Peer:
     """Whoever a server connection works for at the moment: receives what the queue decides."""
 
