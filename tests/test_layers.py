@@ -10,9 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = """
-    resources errors tasks logs
+    resources errors tasks
     wire
-    config
+    config logs
     query
     auth
     observe
@@ -21,7 +21,7 @@ LAYERS = """
     session
     admin http
     app
-    embedded migrate setup keys deploy demo
+    embedded migrate setup keys deploy explain demo
     cli __main__
 """
 RANK = {name: rank for rank, row in enumerate(LAYERS.split("\n")) for name in row.split()}

@@ -1,0 +1,57 @@
+"""Explain where SQL goes, as `pgsluice route` prints it: with PostgreSQL's own functions, or a database's."""
+
+from __future__ import annotations
+
+import asyncio
+
+from proxy.config import Config, Database
+from proxy.config.model import Routing
+from proxy.errors import SluiceError, UpstreamUnavailable
+from proxy.query import explain as pure
+from proxy.query.functions import FunctionCatalog
+from proxy.upstream.control import Control
+
+_FETCH_FUNCTIONS = """
+SELECT n.nspname, p.proname, p.provolatile::text
+  FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+"""
+
+
+def explain(sql: str, config: Config | None, name: str | None) -> list[dict[str, object]]:
+    """Return a description of each statement of `sql`.
+
+    With `config` the functions are those of its database `name`, or of its first one. Raises SluiceError
+    where there is no such database, UpstreamUnavailable where it can't be reached.
+    """
+    if config is None:
+        return pure.explain(sql, FunctionCatalog.builtin(), Routing().max_parse_bytes)
+    names = list(config.databases)
+    if name is not None and name not in names:
+        raise SluiceError(f"the configuration has no database {name}; it has {', '.join(names)}")
+    database = config.databases[name or names[0]]
+    return pure.explain(sql, asyncio.run(_catalog(database)), database.routing.max_parse_bytes)
+
+
+async def _catalog(database: Database) -> FunctionCatalog:
+    login = database.control or database.pools["readonly"]
+    failure = UpstreamUnavailable()
+    for host in database.hosts:
+        control = Control(
+            host.host,
+            host.port,
+            database.database or "postgres",
+            login.user,
+            login.password.get_secret_value(),
+            database.pool_defaults.connect_timeout,
+        )
+        try:
+            async with control.connection() as connection:
+                rows = await connection.fetch(_FETCH_FUNCTIONS)
+        except UpstreamUnavailable as error:
+            failure = error
+            continue
+        finally:
+            await control.close()
+        functions = [(row[0], row[1], row[2]) for row in rows]
+        return FunctionCatalog.from_rows(functions, database.routing.safe_functions)
+    raise failure
