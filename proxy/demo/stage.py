@@ -141,8 +141,6 @@ def psql_program() -> str:
 
 def _install(cluster: Cluster) -> tuple[Mapping[str, str], dict[str, ApiKey]]:
     """Create the database with the bundled SQL, the sample table with rows, and the keys by name."""
-    with psycopg.connect(cluster.primary.dsn(), autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {DATABASE}")
     result = setup(cluster.primary.dsn(DATABASE), DATABASE)
     both = ["read:tasks", "write:tasks"]
     with psycopg.connect(cluster.primary.dsn(DATABASE)) as admin:

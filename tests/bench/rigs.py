@@ -122,8 +122,6 @@ def _install(cluster: Cluster) -> dict[str, str]:
     """Create the database with our SQL, pgbench's tables and the table of the 20,000-row results."""
     from proxy.setup import setup
 
-    with psycopg.connect(cluster.primary.dsn(), autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {DATABASE}")
     result = setup(cluster.primary.dsn(DATABASE), DATABASE)
     arguments = ["-i", "-q", "-s", str(SCALE), cluster.primary.dsn(DATABASE)]
     subprocess.run([str(bundled_bin_dir() / "pgbench"), *arguments], check=True, capture_output=True)

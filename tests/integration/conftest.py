@@ -10,9 +10,9 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 import pytest
-from proxy.setup import setup
 
 from proxy.embedded import Cluster
+from proxy.setup import setup
 from tests.integration.support import DATABASE, Installation, Login, Proxy
 
 
