@@ -25,9 +25,9 @@ BEGIN
             EXECUTE format('GRANT authenticated_users TO %I', role_name);
         END IF;
     END LOOP;
-    -- A superuser may act as any role. Anybody else who migrates has to be a member of the owners.
+    -- A superuser may act as any role. Anybody else who migrates has to be a member.
     IF NOT (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user) THEN
-        GRANT sluice_owner, sluice_definer TO CURRENT_USER;
+        GRANT sluice_owner, sluice_definer, sluice_control TO CURRENT_USER;
     END IF;
 END
 $do$;

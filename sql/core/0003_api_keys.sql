@@ -4,7 +4,7 @@
 SET LOCAL ROLE sluice_owner;
 
 CREATE TABLE sluice.api_keys (
-    id text PRIMARY KEY CHECK (id ~ '^ctm_[0-9a-z]{12}$'),
+    id text PRIMARY KEY CHECK (id ~ '^ctm_[0-9A-Za-z]{12}$'),
     name text NOT NULL CHECK (length(name) BETWEEN 1 AND 200),
     user_id text NOT NULL CONSTRAINT api_keys_user_id_check
         CHECK (length(user_id) BETWEEN 1 AND 320 AND strpos(user_id, '|') = 0),
