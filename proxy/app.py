@@ -19,11 +19,10 @@ from pathlib import Path
 import uvloop
 
 import proxy
-from proxy import http
 from proxy.auth.key import Key
 from proxy.config import Config, from_environment, load
 from proxy.errors import IdleInTransaction, KeyRevoked, ShuttingDown, SluiceError
-from proxy.http.server import HttpServer
+from proxy.http import server as http_server
 from proxy.logs import configure
 from proxy.observe.access_log import AccessLog
 from proxy.observe.metrics import Metrics
@@ -94,7 +93,7 @@ class Proxy:
             cancel=self._cancel,
         )
         self._listeners: list[asyncio.Server] = []
-        self._http: HttpServer | None = None
+        self._http: http_server.HttpServer | None = None
         self._sweeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -106,7 +105,7 @@ class Proxy:
         self._sweeper = spawn(self._sweep(), "sweep sessions")
         if self._config.http is not None:
             metrics = Metrics(self.snapshot)
-            self._http = await http.server.start(
+            self._http = await http_server.start(
                 self._config.http.host, self._config.http.port, metrics.render, self.ready, self.health
             )
         await self._listen()
@@ -226,7 +225,7 @@ class Proxy:
             pools=pools,
             hosts=hosts,
             parse_cache=ParseCacheSnapshot(
-                intents.hits, intents.shape_hits, intents.fingerprint_hits, intents.misses, intents.entries, intents.bytes
+                intents.hits, intents.shape_hits, intents.fingerprint_hits, intents.misses, intents.entries(), intents.held_bytes()
             ),
             access_log=self.access_log.sinks,
         )

@@ -18,6 +18,7 @@
         ├── ShuttingDown              57P01
         ├── KeyRevoked                57P01
         ├── UnknownDatabase           3D000
+        ├── InvalidParameter          22023
         └── FeatureNotSupported       0A000
 
 SQLSTATEs are those of the PostgreSQL manual, appendix "PostgreSQL Error Codes", so that drivers map them.
@@ -173,6 +174,12 @@ class UnknownDatabase(ClientError):
     sqlstate = "3D000"
     code = "UNKNOWN_DATABASE"
     default_message = "database does not exist"
+
+
+class InvalidParameter(ClientError):
+    """A parameter whose value is not accepted, by a server or by the proxy."""
+
+    sqlstate = "22023"
 
 
 class FeatureNotSupported(ClientError):

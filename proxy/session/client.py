@@ -22,6 +22,7 @@ from proxy.errors import (
     ClientError,
     FeatureNotSupported,
     InvalidApiKey,
+    InvalidParameter,
     MissingApiKey,
     PoolExhausted,
     ProtocolViolation,
@@ -29,7 +30,8 @@ from proxy.errors import (
     UnknownDatabase,
 )
 from proxy.observe.record import session_part
-from proxy.query.parameters import Profile, from_startup, reported_name
+from proxy.query.parameters import Profile, from_startup
+from proxy.query.route import pool_problem
 from proxy.session.database import Database
 from proxy.session.session import Session
 from proxy.tasks import spawn
@@ -298,6 +300,8 @@ class ClientLogin(asyncio.Protocol):
         if parameters.get("replication", "false").lower() not in ("false", "off", "no", "0"):
             raise FeatureNotSupported("replication connections are not served through the proxy")
         values, pool = from_startup(parameters, parse_options(parameters.get("options", "")))
+        if problem := pool_problem(pool, key.is_admin):
+            raise InvalidParameter(problem)
         application_name = _printable(values.pop("application_name", ""))
         tried = database.profiles.of(values)
         reports = dict(database.reports.get(tried) or await _try_on_server(database, tried))
@@ -408,12 +412,6 @@ async def _try_on_server(database: Database, profile: Profile) -> dict[bytes, by
         database.reports.clear()
     database.reports[profile] = errand.parameters
     return errand.parameters
-
-
-class InvalidParameter(ClientError):
-    """A startup parameter whose value the server does not accept."""
-
-    sqlstate = "22023"
 
 
 def _database_name(startup: StartupPacket) -> str:

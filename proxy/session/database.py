@@ -49,6 +49,6 @@ class Database:
         self.max_parse_bytes: int = 16384
         # What stands for a unit whose end has not come: it may yet write.
         self.unfinished: Intent = unfinished
-        self.first_route: Route = choose(unfinished, False, False, "", "")
+        self.first_route: Route = choose(unfinished, False, False, "", "", "")
         # What servers report to a session with a given profile; learned at its first login.
         self.reports: dict[Profile, dict[bytes, bytes]] = {}

@@ -21,7 +21,7 @@ from proxy.errors import ClientError, NoPrimary, UpstreamUnavailable
 from proxy.observe.record import AccessBuffer, pool_part
 from proxy.observe.stats import ProxyStats
 from proxy.query.cache import IntentCache
-from proxy.query.functions import FunctionCatalog
+from proxy.query.functions import SNAPSHOT_QUERY, FunctionCatalog
 from proxy.query.intent import Intent
 from proxy.session.database import Database
 from proxy.tasks import spawn, stop
@@ -41,11 +41,6 @@ _FETCH_KEY = """
 SELECT id, name, user_id, permissions, secret_sha256, scram_verifier, default_pool, allowed_addresses,
        rate_limit_per_minute, expires_at, revoked_at
   FROM sluice.api_keys WHERE id = $1
-"""
-
-_FETCH_FUNCTIONS = """
-SELECT n.nspname, p.proname, p.provolatile::text
-  FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
 """
 
 _FETCH_SIGNING_KEYS = "SELECT kid, ipad, opad FROM sluice.signing_keys ORDER BY created_at DESC LIMIT 1"
@@ -94,6 +89,7 @@ class Served:
         else:
             self.keys = KeyStore(self._fetch_key, config.auth.cache_ttl, time.monotonic)
         self.idle_in_transaction = settings.timeouts.idle_in_transaction
+        self._functions: frozenset[tuple[str, str, str]] = frozenset()
         self._listens = config.auth.keys == "database"
         self._tasks: list[asyncio.Task[Any]] = []
 
@@ -157,11 +153,11 @@ class Served:
     async def _refresh_functions(self) -> None:
         """Read which functions may write; statements that were classified with other knowledge are forgotten."""
         async with self._any_control().connection() as connection:
-            rows = await connection.fetch(_FETCH_FUNCTIONS)
-        catalog = FunctionCatalog.from_rows(
-            [(row[0], row[1], row[2]) for row in rows], self._settings.routing.safe_functions
-        )
-        if catalog != self.database.intents.catalog:
+            rows = await connection.fetch(SNAPSHOT_QUERY)
+        functions = frozenset((row[0], row[1], row[2]) for row in rows)
+        if functions != self._functions:
+            self._functions = functions
+            catalog = FunctionCatalog.from_rows(functions, self._settings.routing.safe_functions)
             self.database.intents.set_catalog(catalog)
 
     async def _refresh_signer(self) -> None:

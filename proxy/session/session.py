@@ -23,6 +23,7 @@ from proxy.auth.ratelimit import TokenBucket
 from proxy.errors import (
     ClientError,
     FeatureNotSupported,
+    InvalidParameter,
     InsufficientPermissions,
     PoolExhausted,
     ProtocolViolation,
@@ -30,9 +31,10 @@ from proxy.errors import (
     RateLimitExceeded,
     UpstreamUnavailable,
 )
+from proxy.observe.record import route_part
 from proxy.query.intent import READ, Intent
 from proxy.query.parameters import Profile
-from proxy.query.route import Route, choose, refusal
+from proxy.query.route import Route, choose, pool_problem, refusal
 from proxy.session.collect import ClientStatements, read_message
 from proxy.session.database import Database
 from proxy.session.sending import Prepared, Writer, write_prelude, write_unit
@@ -95,8 +97,6 @@ _NOW: Final = 1e-9
 
 MAX_PARSE: Final = 16 * 1024 * 1024
 """A Parse is held whole, because it may have to be sent again; a longer text fits a simple query."""
-
-_POOLS: Final = ("primary", "readonly", "priority", "background", "admin")
 
 # What a server reports of itself and of the pool's login, which changes with routing and is none of a client's.
 _HIDDEN: Final = frozenset(
@@ -294,11 +294,12 @@ class Session(Borrower):
             if data[end - 1] != 0 or end - start < HEADER + 1:
                 raise ProtocolViolation("invalid string in message")
             sql = data[start + HEADER : end - 1]
+            if b"\0" in sql:
+                raise ProtocolViolation("invalid string in message")
+            intent = self.database.intents.lookup(sql)
         else:
-            sql = data[start + HEADER : n]
-        if b"\0" in sql:
-            raise ProtocolViolation("invalid string in message")
-        intent = self.database.intents.lookup(sql)
+            # Longer than what is parsed; the rest streams behind.
+            intent = self.database.intents.lookup_prefix(data[start + HEADER : n], end - start - HEADER - 1)
         message = Message(FE_QUERY, data, start, end, None)
         message.intent = intent
         message.queued_at = now
@@ -432,9 +433,9 @@ class Session(Borrower):
     def _set_pool(self, intent: Intent) -> None:
         """Answer SET sluice.pool."""
         pool = intent.pool
-        if pool and pool not in _POOLS:
-            error = FeatureNotSupported(f'there is no pool "{pool}"', hint="Pools: " + ", ".join(_POOLS))
-            self._fail_unit(error, True)
+        problem = pool_problem(pool, self.key.is_admin)
+        if problem:
+            self._fail_unit(InvalidParameter(problem), True)
             return
         self.asked_pool = pool or self.started_pool
         status = IN_TRANSACTION if self.in_transaction else STATUS_IDLE
@@ -492,10 +493,10 @@ class Session(Borrower):
         key = self.key
         if intent is None:
             intent = self.database.intents.lookup(b"")
-        route = choose(intent, key.can_write, key.is_admin, self.asked_pool, key.default_pool)
+        route = choose(intent, key.can_write, key.is_admin, "", self.asked_pool, key.default_pool)
         if unit.ended_by != FE_QUERY and unit.ended_by != FE_SYNC and unit.reads_only and route.host_role != "primary":
             # More may follow in the same implicit transaction, perhaps a write.
-            return choose(self.database.unfinished, key.can_write, key.is_admin, self.asked_pool, key.default_pool)
+            return choose(self.database.unfinished, key.can_write, key.is_admin, "", self.asked_pool, key.default_pool)
         return route
 
     def _fits(self, route: Route) -> bool:
@@ -676,6 +677,9 @@ class Session(Borrower):
         elif intent.unclean:
             self._swept(server, intent)
         database = self.database
+        route = self.route
+        if not route.log_part:
+            route.log_part = route_part(route.target, route.reason)
         queued_at = reply.queued_at
         queued_us: i64 = i64((reply.sent_at - queued_at) * 1_000_000.0)
         first_us: i64 = i64((reply.first_at - queued_at) * 1_000_000.0)
@@ -686,7 +690,7 @@ class Session(Borrower):
         database.access.statement(
             self.log_part,
             pool.log_part,
-            self.route.log_part,
+            route.log_part,
             intent,
             queued_at + database.wall_offset,
             queued_us,
