@@ -10,7 +10,7 @@ What is shown comes from callables: nothing here knows the proxy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from fastapi import FastAPI, Request
@@ -27,7 +27,7 @@ SECURITY_HEADERS: Final = {
     b"x-frame-options": b"DENY",
 }
 
-RenderMetrics = Callable[[str], tuple[bytes, str]]
+RenderMetrics = Callable[[str], Awaitable[tuple[bytes, str]]]
 Ready = Callable[[], bool]
 Health = Callable[[], Mapping[str, object]]
 
@@ -37,7 +37,7 @@ def make_app(render_metrics: RenderMetrics, ready: Ready, health: Health) -> Fas
     app = FastAPI(title="pgsluice", docs_url=None, redoc_url=None, openapi_url=None)
 
     async def metrics(request: Request) -> Response:
-        body, content_type = render_metrics(request.headers.get("accept", ""))
+        body, content_type = await render_metrics(request.headers.get("accept", ""))
         return Response(body, headers={"content-type": content_type})
 
     async def alive() -> Response:

@@ -7,6 +7,7 @@ configuration, or from fixed lists: nothing that a client says becomes one.
 
 from __future__ import annotations
 
+import asyncio
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -26,6 +27,8 @@ from proxy.observe.snapshot import HostSnapshot, ParseCacheSnapshot, PoolSnapsho
 from proxy.observe.stats import BOUNDS_US, Histogram, ProxyStats
 
 _LIMITS = [*(str(bound / 1_000_000) for bound in BOUNDS_US), "+Inf"]
+# What ends a text in OpenMetrics' format.
+_END = b"# EOF\n"
 _POOL = ("database", "pool", "host")
 _HOST = ("database", "host")
 
@@ -40,10 +43,28 @@ class Metrics:
         GCCollector(registry=self._registry)
         self._registry.register(SnapshotCollector(snapshot))
 
-    def render(self, accept: str = "") -> tuple[bytes, str]:
-        """Return the metrics and their content type, in the format that the header Accept asks for."""
+    async def render(self, accept: str = "") -> tuple[bytes, str]:
+        """Return the metrics and their content type, in the format that the header Accept asks for.
+
+        All are read at once. Encoding them takes some 20 µs a sample, so it lets the event loop go on between
+        two families.
+        """
         encode, content_type = choose_encoder(accept)
-        return encode(self._registry), content_type
+        parts: list[bytes] = []
+        for family in list(self._registry.collect()):
+            parts.append(encode(_OneFamily(family)).removesuffix(_END))
+            await asyncio.sleep(0)
+        if content_type.startswith("application/openmetrics-text"):
+            parts.append(_END)
+        return b"".join(parts), content_type
+
+
+class _OneFamily(Collector):
+    def __init__(self, family: Metric) -> None:
+        self._family = family
+
+    def collect(self) -> Iterator[Metric]:
+        yield self._family
 
 
 class SnapshotCollector(Collector):
@@ -154,7 +175,9 @@ def _pool_work(pools: Sequence[PoolSnapshot]) -> Iterator[Metric]:
     for pool in pools:
         labels = (pool.database, pool.pool, pool.host)
         for kind, histogram in pool.stats.query_time.items():
-            query_time.add_metric((*labels, kind), *_buckets(histogram))
+            # A pool sees two or three intents; a scrape that shows all six takes twice as long.
+            if histogram.total():
+                query_time.add_metric((*labels, kind), *_buckets(histogram))
         queue_time.add_metric(labels, *_buckets(pool.stats.queue_time))
         connect_time.add_metric(labels, *_buckets(pool.stats.connect_time))
         for name, number in pool.stats.errors.counts.items():

@@ -20,7 +20,7 @@ class Proxy:
         self.serving = True
         self.accept = ""
 
-    def render(self, accept: str) -> tuple[bytes, str]:
+    async def render(self, accept: str) -> tuple[bytes, str]:
         self.accept = accept
         return b"up 1\n", "text/plain; version=0.0.4; charset=utf-8"
 

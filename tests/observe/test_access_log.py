@@ -191,7 +191,8 @@ class TestSink:
         # The second loss follows within ten seconds.
         waiting = 2 * len(rows)
         assert complaints == [
-            f"access log: 1 records for table are lost so far: {waiting} bytes wait for it already (it is slow)"
+            "access log: 1 records for table are lost so far: "
+            f"{waiting} bytes wait for it already (it is slow)"
         ]
 
     async def test_what_is_left_at_the_end_is_said(self, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 
 import pytest
@@ -10,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from proxy.observe.access_log import MemoryBacklog, Sink
 from proxy.observe.metrics import Metrics
 from proxy.observe.snapshot import HostSnapshot, ParseCacheSnapshot, PoolSnapshot, Snapshot
-from proxy.observe.stats import BOUNDS_US, KINDS, PoolStats, ProxyStats
+from proxy.observe.stats import BOUNDS_US, PoolStats, ProxyStats
 
 
 def snapshot() -> Snapshot:
@@ -55,8 +56,8 @@ def snapshot() -> Snapshot:
 
 
 @pytest.fixture
-def families() -> dict[str, Metric]:
-    body, content_type = Metrics(snapshot).render()
+async def families() -> dict[str, Metric]:
+    body, content_type = await Metrics(snapshot).render()
     assert content_type.startswith("text/plain; version=0.0.4")
     return {family.name: family for family in text_string_to_metric_families(body.decode())}
 
@@ -131,7 +132,11 @@ def test_histograms_are_in_seconds_and_cumulative(families: dict[str, Metric]) -
     assert buckets[float("inf")] == 2
     assert sample(family, f"{name}_sum", pool="readonly", intent="read") == pytest.approx(1.5004)
     assert sample(family, f"{name}_count", pool="readonly", intent="read") == 2
-    assert {s.labels["intent"] for s in family.samples} == set(KINDS)
+
+
+def test_intents_that_a_pool_has_not_seen_are_left_out(families: dict[str, Metric]) -> None:
+    samples = families["pgsluice_query_duration_seconds"].samples
+    assert {(s.labels["pool"], s.labels["intent"]) for s in samples} == {("readonly", "read")}
 
 
 def test_hosts(families: dict[str, Metric]) -> None:
@@ -189,19 +194,31 @@ def test_labels_are_escaped(families: dict[str, Metric]) -> None:
     assert ('ma"in\n',) in values(families["pgsluice_pool_waiting"], "host")
 
 
-def test_openmetrics_where_it_is_asked_for() -> None:
-    body, content_type = Metrics(snapshot).render("application/openmetrics-text; version=1.0.0")
+async def test_openmetrics_where_it_is_asked_for() -> None:
+    body, content_type = await Metrics(snapshot).render("application/openmetrics-text; version=1.0.0")
     assert content_type.startswith("application/openmetrics-text; version=1.0.0")
     families = parse_openmetrics(body.decode())  # type: ignore[no-untyped-call]
     assert "pgsluice_query_duration_seconds" in {family.name for family in families}
 
 
-def test_each_scrape_asks_anew() -> None:
+async def test_each_scrape_asks_anew() -> None:
     made = [snapshot(), snapshot()]
     made[1].proxy.logins = 6
     metrics = Metrics(lambda: made.pop(0))
-    assert b"pgsluice_logins_total 5.0" in metrics.render()[0]
-    assert b"pgsluice_logins_total 6.0" in metrics.render()[0]
+    assert b"pgsluice_logins_total 5.0" in (await metrics.render())[0]
+    assert b"pgsluice_logins_total 6.0" in (await metrics.render())[0]
+
+
+async def test_a_scrape_shows_one_moment_and_lets_the_event_loop_go_on() -> None:
+    shown = snapshot()
+    scrape = asyncio.ensure_future(Metrics(lambda: shown).render())
+    turns = 0
+    while not scrape.done():
+        turns += 1
+        shown.proxy.logins += 1
+        await asyncio.sleep(0)
+    assert turns > 20
+    assert b"pgsluice_logins_total 6.0" in scrape.result()[0]
 
 
 def test_nothing_is_asked_before_the_first_scrape() -> None:
