@@ -214,7 +214,9 @@ class Sink:
 
     def _failed(self, failure: Exception) -> None:
         self.failures += 1
-        reason = escape(f"{type(failure).__name__}: {failure}", 300)
+        # The first line alone: a server's DETAIL may hold what a row holds.
+        message = str(failure).partition("\n")[0]
+        reason = escape(f"{type(failure).__name__}: {message}", 300)
         if not self.last_error:
             log.warning("access log: %s takes no records, they wait in memory (%s)", self.name, reason)
         self.last_error = reason

@@ -72,7 +72,8 @@ def text_field(text: str, limit: int = MAX_NAME) -> bytes:
     """
     if not text:
         return NULL
-    body = mask_keys(text).replace("\0", "\ufffd").encode("utf-8", "replace")
+    # A character is a byte at least; one more than the limit tells that there was more.
+    body = mask_keys(text[: limit + 1]).replace("\0", "\ufffd").encode("utf-8", "replace")
     if len(body) > limit:
         # The cut may fall into a character: what is left of it is dropped.
         body = body[: limit - 3].decode("utf-8", "ignore").encode() + b"\xe2\x80\xa6"
@@ -182,7 +183,8 @@ class AccessBuffer:
             intent.log_part = self._log_part(intent)
         w.write(intent.log_part)
         if self.statements == "full":
-            w.write(text_field(text.decode("utf-8", "replace") if text else intent.normalized, MAX_STATEMENT))
+            whole = text[: MAX_STATEMENT + 1].decode("utf-8", "replace") if text else intent.normalized
+            w.write(text_field(whole, MAX_STATEMENT))
         _number(w, rows)
         _number(w, bytes_in)
         _number(w, bytes_out)
@@ -298,4 +300,4 @@ def _bytes_field(w: BytesWriter, value: bytes) -> None:
         write_i32_be(w, i32(len(value)))
         w.write(value)
     else:
-        w.write(text_field(value.decode("utf-8", "replace")))
+        w.write(text_field(value[: MAX_NAME + 1].decode("utf-8", "replace")))

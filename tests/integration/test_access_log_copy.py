@@ -55,8 +55,11 @@ async def database_of(cluster: Cluster, encoding: str) -> AsyncIterator[asyncpg.
 
 
 async def copy(connection: asyncpg.Connection[Any], rows: bytes) -> None:
-    # asyncpg takes bytes for a path; a memoryview goes to the socket as it is.
-    await connection.copy_to_table("logs", source=memoryview(copy_payload(rows)), format="binary")
+    # asyncpg takes bytes for a path, and reads a file in another thread.
+    async def source() -> AsyncIterator[bytes]:
+        yield copy_payload(rows)
+
+    await connection.copy_to_table("logs", source=source(), format="binary")
 
 
 async def stored(connection: asyncpg.Connection[Any]) -> list[dict[str, Any]]:

@@ -207,10 +207,12 @@ class TestSink:
             == "access log: 2 records for table are lost at the end (no time was left)"
         )
 
-    async def test_an_error_of_a_server_is_escaped(self, caplog: pytest.LogCaptureFixture) -> None:
-        table = Table(RuntimeError("a\nb\x1b"))
+    async def test_of_an_error_the_first_line_is_told_and_escaped(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        table = Table(RuntimeError("a\x1bb\nDETAIL:  Failing row contains (secret)."))
         await delivered(sink_of(table.deliver), rows_of("a"))
-        assert caplog.records[0].message.endswith("(RuntimeError: a\\nb\\x1b)")
+        assert caplog.records[0].message.endswith("(RuntimeError: a\\x1bb)")
 
     async def test_ends_without_having_started(self) -> None:
         sink = sink_of(Table().deliver)
