@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +20,7 @@ from proxy.errors import SluiceError
 
 if TYPE_CHECKING:
     from proxy.config import Config, Problem
+    from proxy.keytool import Place
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,11 +28,47 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+keys = typer.Typer(no_args_is_help=True, help="Make, list, revoke and rotate API keys.")
+migrate = typer.Typer(no_args_is_help=True, help="Apply, list and undo the bundled SQL.")
 
 ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", "-c", metavar="FILE", help="The configuration; without it DB_* variables are."),
 ]
+KeysConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="The configuration whose control login is used; pgsluice.yaml, or DB_* variables, without it.",
+    ),
+]
+DatabaseName = Annotated[
+    str | None,
+    typer.Option(
+        "--database", metavar="NAME", help="Which of the configuration's databases; else the first."
+    ),
+]
+KeysDsn = Annotated[
+    str | None,
+    typer.Option("--dsn", metavar="DSN", help="Connect this way instead; PGHOST… fill in the rest."),
+]
+KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="Such as ctm_ab12cd34ef56.")]
+AdminDsn = Annotated[
+    str,
+    typer.Option(
+        "--dsn",
+        metavar="DSN",
+        envvar="PGSLUICE_ADMIN_DSN",
+        help="How a superuser reaches PostgreSQL; PGHOST, PGUSER… fill in the rest.",
+    ),
+]
+Schemas = Annotated[
+    list[str] | None,
+    typer.Option("--schema", metavar="NAME", help="A part of the bundled SQL; repeatable. [default: core]"),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the SQL instead of running it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -90,25 +127,197 @@ def check(config: ConfigFile = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def route(
-    sql: Annotated[str | None, typer.Argument(metavar="[SQL]", help="Standard input if not given.")] = None,
+    sql: Annotated[
+        str | None, typer.Argument(metavar="[SQL]", help="What a client would send; else standard input.")
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
             "--config", "-c", metavar="FILE", help="Ask the database there which functions only read."
         ),
     ] = None,
-    database: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Which of the configuration's databases; else the first."),
-    ] = None,
+    database: DatabaseName = None,
 ) -> None:
-    """Explain where SQL would be sent, and why: one JSON line for each statement."""
+    """Explain where SQL would be sent, and why.
+
+    Prints a JSON line for SQL, taken as one message that may hold several statements, or one for each
+    statement of standard input.
+    """
     with _told():
         from proxy import explain
 
         text = sql if sql is not None else sys.stdin.read()
-        for line in explain.explain(text, _configuration(config) if config is not None else None, database):
+        known = _configuration(config) if config is not None else None
+        for line in explain.explain(text, known, database, each=sql is None):
             typer.echo(json.dumps(line))
+
+
+app.add_typer(keys, name="keys")
+
+
+@keys.command("create")
+def keys_create(
+    user: Annotated[str, typer.Option(metavar="USER", help="Whose key; what row-level security goes by.")],
+    name: Annotated[str, typer.Option(metavar="TEXT", help="What it is for.")] = "",
+    permission: Annotated[
+        list[str] | None, typer.Option(metavar="VERB:AREA", help="Such as read:tasks, or admin; repeatable.")
+    ] = None,
+    pool: Annotated[str | None, typer.Option(metavar="NAME", help="The pool of its sessions.")] = None,
+    address: Annotated[
+        list[str] | None, typer.Option(metavar="CIDR", help="Where it may be used; repeatable.")
+    ] = None,
+    rate_limit: Annotated[
+        int | None, typer.Option(metavar="NUMBER", min=1, help="Statements a minute.")
+    ] = None,
+    expires: Annotated[
+        str | None, typer.Option(metavar="WHEN", help="After a duration (30d), or at a time (2027-01-01).")
+    ] = None,
+    config: KeysConfigFile = None,
+    database: DatabaseName = None,
+    dsn: KeysDsn = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key and print it; it can't be shown again."""
+    with _told():
+        from proxy import keytool
+
+        code = keytool.create(
+            _place(config, database, dsn),
+            name,
+            user,
+            permission or (),
+            pool=pool,
+            addresses=address or (),
+            rate_limit=rate_limit,
+            expires=expires,
+            as_json=as_json,
+        )
+        raise typer.Exit(code)
+
+
+@keys.command("list")
+def keys_list(
+    user: Annotated[str | None, typer.Option(metavar="USER", help="This user's alone.")] = None,
+    config: KeysConfigFile = None,
+    database: DatabaseName = None,
+    dsn: KeysDsn = None,
+    as_json: AsJson = False,
+) -> None:
+    """List keys, without their secrets."""
+    with _told():
+        from proxy import keytool
+
+        raise typer.Exit(keytool.show(_place(config, database, dsn), user, as_json))
+
+
+@keys.command("revoke")
+def keys_revoke(
+    key_id: KeyId,
+    config: KeysConfigFile = None,
+    database: DatabaseName = None,
+    dsn: KeysDsn = None,
+    as_json: AsJson = False,
+) -> None:
+    """End a key and its sessions at once."""
+    with _told():
+        from proxy import keytool
+
+        raise typer.Exit(keytool.revoke(_place(config, database, dsn), key_id, as_json))
+
+
+@keys.command("rotate")
+def keys_rotate(
+    key_id: KeyId,
+    grace: Annotated[str, typer.Option(metavar="DURATION", help="How long the old key stays valid.")] = "1d",
+    config: KeysConfigFile = None,
+    database: DatabaseName = None,
+    dsn: KeysDsn = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key like another, which stays valid for a while, and print it."""
+    with _told():
+        from proxy import keytool
+
+        raise typer.Exit(keytool.rotate(_place(config, database, dsn), key_id, grace, as_json))
+
+
+@app.command()
+def setup(
+    dsn: AdminDsn = "",
+    database: Annotated[
+        str, typer.Option(metavar="NAME", help="The database; made if it is missing.")
+    ] = "app",
+    schema: Schemas = None,
+    config: Annotated[
+        Path,
+        typer.Option("--config", "-c", metavar="FILE", help="Written if it is missing, for its owner alone."),
+    ] = Path("pgsluice.yaml"),
+    inline: Annotated[
+        bool, typer.Option("--inline/--variables", help="Write passwords into it, or variables instead.")
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Make logins, apply the bundled SQL, make a first admin key, and write a configuration.
+
+    Passwords are taken from PGSLUICE_CONTROL_PASSWORD, APP_RW_PASSWORD, APP_RO_PASSWORD and
+    APP_ADMIN_PASSWORD where they are set, else made.
+    """
+    with _told():
+        from proxy.setup import run
+
+        schemas = tuple(schema or ("core",))
+        raise typer.Exit(run(dsn, database, schemas=schemas, config=config, inline=inline, as_json=as_json))
+
+
+app.add_typer(migrate, name="migrate")
+
+
+@migrate.command("up")
+def migrate_up(
+    dsn: AdminDsn = "", schema: Schemas = None, dry_run: DryRun = False, as_json: AsJson = False
+) -> None:
+    """Apply what is missing."""
+    _migrate("up", dsn, branches=tuple(schema or ("core",)), dry_run=dry_run, as_json=as_json)
+
+
+@migrate.command("status")
+def migrate_status(dsn: AdminDsn = "", as_json: AsJson = False) -> None:
+    """List the migrations, applied and pending."""
+    _migrate("status", dsn, as_json=as_json)
+
+
+@migrate.command("validate")
+def migrate_validate(dsn: AdminDsn = "", as_json: AsJson = False) -> None:
+    """Compare the files with what was applied; exits with 1 if they differ."""
+    _migrate("validate", dsn, as_json=as_json)
+
+
+@migrate.command("rollback")
+def migrate_rollback(
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="It stays; base leaves nothing.")],
+    dsn: AdminDsn = "",
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Undo what was applied after VERSION."""
+    _migrate("rollback", dsn, version=version, dry_run=dry_run, as_json=as_json)
+
+
+@migrate.command("create")
+def migrate_create(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What it does, in a few words.")],
+    branch: Annotated[str, typer.Option(metavar="NAME", help="The part of the bundled SQL.")] = "core",
+    as_json: AsJson = False,
+) -> None:
+    """Make the two files of a new migration."""
+    _migrate("create", "", branches=(branch,), name=name, as_json=as_json)
+
+
+def _migrate(action: str, dsn: str, **arguments: Any) -> None:
+    with _told():
+        from proxy.migrate import run
+
+        raise typer.Exit(run(action, dsn, **arguments))
 
 
 @app.command()
@@ -133,6 +342,15 @@ def _configuration(path: Path | None) -> Config:
     return load(path, os.environ) if path is not None else from_environment(os.environ)
 
 
+def _place(config: Path | None, database: str | None, dsn: str | None) -> Place:
+    from proxy.keytool import Place
+
+    if dsn is not None:
+        return Place(dsn=dsn)
+    beside = Path("pgsluice.yaml")
+    return Place(config=_configuration(config or (beside if beside.exists() else None)), name=database)
+
+
 @contextmanager
 def _told() -> Iterator[None]:
     """Tell an error that was foreseen in a sentence, without a traceback, and exit with 1."""
@@ -144,12 +362,19 @@ def _told() -> Iterator[None]:
         for problem in error.problems:
             typer.echo(f"pgsluice: {problem}", err=True)
         raise typer.Exit(1) from None
-    except (SluiceError, OSError) as error:
+    except Exception as error:
+        # Importing both drivers to name their errors would slow each command down.
+        if not isinstance(error, SluiceError | OSError) and _package(error) not in ("asyncpg", "psycopg"):
+            raise
         typer.echo(f"pgsluice: {error}", err=True)
         for more in (getattr(error, "extra", ""), getattr(error, "hint", "")):
             if more:
                 typer.echo(f"  {more}", err=True)
         raise typer.Exit(1) from None
+
+
+def _package(error: Exception) -> str:
+    return type(error).__module__.partition(".")[0]
 
 
 def _print_problems(problems: list[Problem]) -> None:

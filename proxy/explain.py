@@ -17,19 +17,19 @@ SELECT n.nspname, p.proname, p.provolatile::text
 """
 
 
-def explain(sql: str, config: Config | None, name: str | None) -> list[dict[str, object]]:
-    """Return a description of each statement of `sql`.
+def explain(sql: str, config: Config | None, name: str | None, *, each: bool) -> list[dict[str, object]]:
+    """Return a description of `sql` as one message, or of each of its statements if `each`.
 
     With `config` the functions are those of its database `name`, or of its first one. Raises SluiceError
     where there is no such database, UpstreamUnavailable where it can't be reached.
     """
     if config is None:
-        return pure.explain(sql, FunctionCatalog.builtin(), Routing().max_parse_bytes)
+        return pure.explain(sql, FunctionCatalog.builtin(), Routing().max_parse_bytes, each=each)
     names = list(config.databases)
     if name is not None and name not in names:
         raise SluiceError(f"the configuration has no database {name}; it has {', '.join(names)}")
     database = config.databases[name or names[0]]
-    return pure.explain(sql, asyncio.run(_catalog(database)), database.routing.max_parse_bytes)
+    return pure.explain(sql, asyncio.run(_catalog(database)), database.routing.max_parse_bytes, each=each)
 
 
 async def _catalog(database: Database) -> FunctionCatalog:

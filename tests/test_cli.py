@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+import proxy
+from proxy.auth.key import Key, parse_key
+from proxy.auth.keyfile import read_keys
+from proxy.cli import app
+
+SOUND = "databases: {app: {control: {user: sluice_control}}}\n"
+WITHOUT_OUR_SQL = """\
+databases: {app: {}}
+identity: {mode: off}
+auth: {keys: file, keys_file: keys.yaml}
+access_log: {sinks: [stdout]}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run in an empty directory, with no variables that configure anything."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("DB_NAME", "DB_USER", "KEYS_FILE", "PGSLUICE_ADMIN_DSN"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def run(*arguments: str, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(app, arguments, input=stdin, env={"COLUMNS": "200"})
+
+
+def lines(result: Result) -> list[dict[str, Any]]:
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_version_tells_the_build() -> None:
+    result = run("--version")
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"pgsluice {proxy.__version__} (")
+    assert ("(compiled" in result.stdout) is proxy.compiled()
+
+
+def test_help_names_every_command() -> None:
+    result = run("--help")
+    for command in ("serve", "check", "route", "keys", "setup", "migrate", "demo"):
+        assert f" {command} " in result.stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = """
+import sys
+from typer.testing import CliRunner
+from proxy.cli import app
+assert CliRunner().invoke(app, ["--help"]).exit_code == 0
+print(*sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout
+    assert not {"asyncpg", "pglast", "pydantic", "psycopg", "alembic", "fastapi", "uvloop"} & set(
+        loaded.split()
+    )
+
+
+def test_check_of_a_sound_configuration() -> None:
+    Path("pgsluice.yaml").write_text(SOUND)
+    result = run("check", "-c", "pgsluice.yaml")
+    assert (result.exit_code, result.stdout) == (0, "sound: 1 database, 1 host, 5 pools\n")
+
+
+def test_check_shows_every_problem_with_its_place() -> None:
+    Path("pgsluice.yaml").write_text(SOUND + "listen: {prot: 1}\nworkers: some\nhttp: {port: '[x]'}\n")
+    result = run("check", "-c", "pgsluice.yaml")
+    assert result.exit_code == 1
+    table = [line.strip().split(maxsplit=2) for line in result.stdout.splitlines()]
+    assert table == [
+        ["key", "line", "problem"],
+        ["listen.prot", "2", "unknown key; did you mean port?"],
+        ["workers", "3", "a whole number is needed"],
+        ["http.port", "4", "a whole number is needed"],
+        ["3", "problems"],
+    ]
+
+
+def test_check_as_json() -> None:
+    Path("pgsluice.yaml").write_text(SOUND + "workers: some\n")
+    result = run("check", "-c", "pgsluice.yaml", "--json")
+    assert result.exit_code == 1
+    problem = {"path": "workers", "line": 2, "message": "a whole number is needed"}
+    assert json.loads(result.stdout) == {"ok": False, "problems": [problem]}
+    Path("pgsluice.yaml").write_text(SOUND)
+    sound = run("check", "-c", "pgsluice.yaml", "--json")
+    assert (sound.exit_code, json.loads(sound.stdout)) == (0, {"ok": True, "problems": []})
+
+
+def test_check_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "DB_USER" in run("check").stdout
+    monkeypatch.setenv("DB_NAME", "app")
+    monkeypatch.setenv("DB_USER", "web")
+    assert run("check").exit_code == 0
+
+
+@pytest.mark.parametrize("command", [["serve"], ["route", "SELECT 1"], ["keys", "list"]])
+def test_a_configuration_that_cannot_be_used_ends_the_command(command: list[str]) -> None:
+    Path("bad.yaml").write_text(SOUND + "workers: some\n")
+    result = run(*command, "-c", "bad.yaml")
+    assert (result.exit_code, result.stderr) == (1, "pgsluice: workers (line 2): a whole number is needed\n")
+    missing = run(*command, "-c", "missing.yaml")
+    assert missing.exit_code == 1
+    assert missing.stderr == "pgsluice: cannot read missing.yaml: No such file or directory\n"
+
+
+def test_wrong_arguments_are_told_from_failures() -> None:
+    assert run("serve", "--bogus").exit_code == 2
+    assert run("keys", "create").exit_code == 2
+
+
+def test_route_takes_an_argument_as_one_message() -> None:
+    (line,) = lines(run("route", "WITH gone AS (DELETE FROM t RETURNING 1) SELECT * FROM gone; SELECT 1"))
+    assert list(line)[:5] == ["intent", "target", "reason", "statements", "pin"]
+    assert {**line, "intent": "write", "target": "primary", "statements": 2, "pin": None} == line
+
+
+def test_route_takes_standard_input_statement_by_statement() -> None:
+    found = lines(run("route", stdin="SELECT 1;\nINSERT INTO t VALUES (1);\n"))
+    assert [(line["intent"], line["target"]) for line in found] == [
+        ("read", "readonly"),
+        ("write", "primary"),
+    ]
+
+
+def test_route_names_the_databases_that_there_are() -> None:
+    Path("pgsluice.yaml").write_text(SOUND)
+    result = run("route", "-c", "pgsluice.yaml", "--database", "other", "SELECT 1")
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "pgsluice: the configuration has no database other; it has app\n",
+    )
+
+
+def test_route_tells_that_no_host_answers() -> None:
+    Path("pgsluice.yaml").write_text(
+        "databases: {app: {control: {user: x}, hosts: [{host: 127.0.0.1, port: 1}]}}\n"
+    )
+    result = run("route", "-c", "pgsluice.yaml", "SELECT 1")
+    assert result.exit_code == 1
+    assert "127.0.0.1:1" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["keys", "list", "--dsn", "host=127.0.0.1 port=1"],
+        ["migrate", "status", "--dsn", "host=127.0.0.1 port=1"],
+        ["setup", "--dsn", "host=127.0.0.1 port=1"],
+    ],
+)
+def test_a_server_that_does_not_answer_is_told_in_a_sentence(command: list[str]) -> None:
+    result = run(*command)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("pgsluice: ")
+    assert "Traceback" not in result.output
+
+
+def with_key_file() -> None:
+    Path("pgsluice.yaml").write_text(WITHOUT_OUR_SQL)
+    Path("keys.yaml").touch(mode=0o600)
+
+
+def stored() -> list[Key]:
+    return list(read_keys(Path("keys.yaml").read_text()).values())
+
+
+def test_keys_create_adds_to_a_file() -> None:
+    with_key_file()
+    result = run(
+        "keys", "create", "--user", "ann", "--name", "x", "--permission", "read:tasks", "--expires", "30d"
+    )
+    assert result.exit_code == 0, result.output
+    whole = result.stdout.removesuffix("\n")
+    (key,) = stored()
+    assert parse_key(whole) is not None and key.verify_secret(whole)
+    assert (key.user_id, key.name, key.permissions_sorted) == ("ann", "x", ("read:tasks",))
+    assert key.expires_at > 0
+    assert f"shown this once; key {key.id} of ann: read:tasks" in result.stderr
+    assert whole not in Path("keys.yaml").read_text()
+
+
+def test_keys_create_as_json() -> None:
+    with_key_file()
+    options = [
+        "--address",
+        "10.0.0.0/8",
+        "--rate-limit",
+        "60",
+        "--pool",
+        "background",
+        "--expires",
+        "2030-01-01",
+    ]
+    made = json.loads(run("keys", "create", "--user", "ann", *options, "--json").stdout)
+    (key,) = stored()
+    assert key.verify_secret(made["api_key"])
+    assert made["id"] == key.id
+    assert made["expires_at"] == "2030-01-01T00:00:00+00:00"
+    assert (key.default_pool, key.rate_limit_per_minute, key.allows("11.0.0.1")) == ("background", 60, False)
+
+
+def test_keys_list_of_a_file() -> None:
+    with_key_file()
+    for user in ("ann", "bob"):
+        run("keys", "create", "--user", user, "--permission", "admin")
+    found = json.loads(run("keys", "list", "--json").stdout)
+    assert [key["user_id"] for key in found] == ["ann", "bob"]
+    assert not any("secret" in column or "scram" in column for key in found for column in key)
+    only = run("keys", "list", "--user", "bob").stdout
+    assert "bob" in only and "ann" not in only
+
+
+@pytest.mark.parametrize("command", ["revoke", "rotate"])
+def test_keys_of_a_file_are_ended_there(command: str) -> None:
+    with_key_file()
+    result = run("keys", command, "ctm_ab12cd34ef56")
+    assert result.exit_code == 1
+    assert "keys.yaml: set revoked_at or expires_at there" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--expires", "soon"], "--expires: a duration (30d) or a time (2027-01-01) is needed, not soon"),
+        (["--address", "10.0.0.1/8"], "has host bits set"),
+    ],
+)
+def test_keys_create_refuses(options: list[str], message: str) -> None:
+    with_key_file()
+    result = run("keys", "create", "--user", "ann", *options)
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert stored() == []
+
+
+def test_a_file_that_is_no_list_of_keys_is_told() -> None:
+    with_key_file()
+    Path("keys.yaml").write_text(yaml.safe_dump({"a": 1}))
+    result = run("keys", "list")
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "pgsluice: cannot use the keys in keys.yaml: a list of keys is needed\n",
+    )
