@@ -1,0 +1,144 @@
+"""Facts about a text, gathered statement by statement."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from proxy.query.intent import DDL, PRIMARY, READ, READONLY, SESSION, TRANSACTION, UNKNOWN, WRITE, Intent
+
+POOL_PARAMETER: Final = "sluice.pool"
+OWN_PREFIX: Final = "sluice."
+
+HOST_PARAMETERS: Final = frozenset(
+    {"default_transaction_read_only", "in_hot_standby", "transaction_read_only"}
+)
+"""They tell primary and standby apart: drivers ask for them (target_session_attrs)."""
+
+# They end with the transaction, so there is nothing to carry to another connection.
+_TRANSACTION_PARAMETERS: Final = frozenset(
+    {"transaction_deferrable", "transaction_isolation", "transaction_read_only"}
+)
+
+_STRENGTH: Final = {READ: 0, TRANSACTION: 1, SESSION: 2, UNKNOWN: 3, WRITE: 4, DDL: 5}
+
+
+class Facts:
+    """What is known so far; attributes mean what they mean in Intent."""
+
+    def __init__(self) -> None:
+        self.kind = READ
+        self.statements = 0
+        self.begins = ""
+        self.ends = False
+        self.pool = ""
+        self.sets_pool = False
+        self.settings: dict[str, None] = {}
+        self.pin = ""
+        self.unpins: dict[str, None] = {}
+        self.unclean = ""
+        self.lasting = False
+        self.refused = ""
+        self.refused_for_admin = False
+        self.needs_write = False
+        self.needs_admin = False
+        self.prepares = ""
+        self.executes = ""
+        self.deallocates = ""
+        self.literal_dependent = False
+        self._reason = ""
+        self._reason_strength = (False, -1)
+        self._targets: set[str] = set()
+
+    def note(self, kind: str, target: str, reason: str) -> None:
+        """Add a statement's kind and target, "" for one that may run anywhere; the strongest reason stays."""
+        if _STRENGTH[kind] > _STRENGTH[self.kind]:
+            self.kind = kind
+        strength = (target == PRIMARY, _STRENGTH[kind])
+        if strength > self._reason_strength:
+            self._reason, self._reason_strength = reason, strength
+        if target:
+            self._targets.add(target)
+
+    def writes(self, reason: str) -> None:
+        """Add a statement that writes for certain."""
+        self.note(WRITE, PRIMARY, reason)
+        self.needs_write = True
+
+    def defines(self, reason: str) -> None:
+        """Add DDL."""
+        self.note(DDL, PRIMARY, reason)
+        self.needs_admin = True
+
+    def keep(self, pin: str, *, lasting: bool = False) -> None:
+        """Pin the session; the first reason stays. What is lasting can't be reset either."""
+        self.pin = self.pin or pin
+        if lasting:
+            self.lasting = True
+            self.soil(pin)
+
+    def soil(self, reason: str) -> None:
+        """Ask for a reset of the connection; the first reason stays."""
+        self.unclean = self.unclean or reason
+
+    def refuse(self, message: str, *, for_admin: bool = False) -> None:
+        """Refuse the text; a refusal that holds for admin keys too wins over one that doesn't."""
+        if not self.refused or (for_admin and not self.refused_for_admin):
+            self.refused = message
+        self.refused_for_admin = self.refused_for_admin or for_admin
+
+    def set_parameter(self, name: str, *, local: bool, value: str | None = None, reset: bool = False) -> None:
+        """Add SET, RESET or set_config() of one parameter; `value` is None where it isn't known."""
+        name = name.lower()
+        if name in ("role", "session_authorization"):
+            if not reset and value != "none":
+                words = "SET ROLE" if name == "role" else "SET SESSION AUTHORIZATION"
+                self.refuse(f"{words} needs an API key with the permission admin")
+            return
+        if name == "session_replication_role":
+            self.refuse("session_replication_role needs an API key with the permission admin")
+        elif name == "seed":
+            self.keep("setseed", lasting=True)
+            return
+        elif name.startswith(OWN_PREFIX) and name != POOL_PARAMETER:
+            self.refuse(f'parameter "{name}" is set by the proxy alone', for_admin=True)
+        if name in HOST_PARAMETERS:
+            self.note(SESSION, PRIMARY, f"SET {name}")
+        if not local and name not in _TRANSACTION_PARAMETERS:
+            self.settings[name] = None
+
+    def set_unseen(self) -> None:
+        """Add a change of parameters whose names aren't in the text."""
+        self.keep("unseen settings")
+        self.soil("unseen settings")
+
+    def intent(self, fingerprint: str, normalized: str) -> Intent:
+        """Return what was gathered."""
+        if not self.statements or (self._targets and PRIMARY not in self._targets):
+            target = READONLY
+        else:
+            target = PRIMARY  # also where each statement may run anywhere: nothing has been proven to read
+        return Intent(
+            self.kind,
+            target,
+            self._reason or "no statement",
+            self.statements,
+            self.begins,
+            self.ends,
+            self.pool,
+            self.sets_pool,
+            () if self.sets_pool else tuple(self.settings),
+            self.pin,
+            tuple(reason for reason in self.unpins if reason != self.pin),
+            self.unclean,
+            self.lasting,
+            self.refused,
+            self.refused_for_admin,
+            self.needs_write,
+            self.needs_admin,
+            self.prepares,
+            self.executes,
+            self.deallocates,
+            self.literal_dependent,
+            fingerprint,
+            normalized,
+        )

@@ -1,0 +1,99 @@
+"""What one SQL text means to the proxy."""
+
+from __future__ import annotations
+
+from typing import Final, final
+
+from mypy_extensions import i64
+
+READ: Final = "read"
+TRANSACTION: Final = "transaction"
+SESSION: Final = "session"
+UNKNOWN: Final = "unknown"
+WRITE: Final = "write"
+DDL: Final = "ddl"
+
+READONLY: Final = "readonly"
+PRIMARY: Final = "primary"
+
+
+@final
+class Intent:
+    """Facts about one SQL text, which is one unit to PostgreSQL however many statements it holds.
+
+    Shared by every session that sends the text, or another that differs in literals alone. Immutable, but for
+    `log_part`.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        target: str,
+        reason: str,
+        statements: i64,
+        begins: str,
+        ends: bool,
+        pool: str,
+        sets_pool: bool,
+        settings: tuple[str, ...],
+        pin: str,
+        unpins: tuple[str, ...],
+        unclean: str,
+        lasting: bool,
+        refused: str,
+        refused_for_admin: bool,
+        needs_write: bool,
+        needs_admin: bool,
+        prepares: str,
+        executes: str,
+        deallocates: str,
+        literal_dependent: bool,
+        fingerprint: str,
+        normalized: str,
+    ) -> None:
+        # The strongest of the statements, in the order of the constants above.
+        self.kind: Final = kind
+        # What the text deserves by itself, outside a transaction: "readonly" or "primary".
+        self.target: Final = target
+        # Short, for people: "plain SELECT", "calls nextval".
+        self.reason: Final = reason
+        # 0 for a text without any.
+        self.statements: Final = statements
+        # "read write" or "read only" where the text leaves a transaction open that it began.
+        self.begins: Final = begins
+        # The text holds COMMIT, ROLLBACK, END, ABORT or PREPARE TRANSACTION.
+        self.ends: Final = ends
+        # The pool asked for by a comment or by SET sluice.pool; any text that the client chose.
+        self.pool: Final = pool
+        # The text is one SET or RESET of sluice.pool: the proxy answers it, no server sees it.
+        self.sets_pool: Final = sets_pool
+        # Parameters, in lower case, that change beyond the transaction; "all" for RESET ALL and DISCARD ALL.
+        self.settings: Final = settings
+        # Why the session must keep its server connection, "" where it needn't.
+        self.pin: Final = pin
+        # Reasons for a pin that the text takes away; "all" for DISCARD ALL.
+        self.unpins: Final = unpins
+        # Why the connection must be reset before another session uses it, "" where it needn't.
+        self.unclean: Final = unclean
+        # What the text leaves behind outlives DISCARD ALL: the connection is closed, not reset.
+        self.lasting: Final = lasting
+        # The message with which the proxy refuses the text to all but admin keys, or to them too.
+        self.refused: Final = refused
+        self.refused_for_admin: Final = refused_for_admin
+        # It writes for certain. Calls of functions that only may write leave this False: the servers decide.
+        self.needs_write: Final = needs_write
+        # DDL or DO.
+        self.needs_admin: Final = needs_admin
+        # Names in SQL-level PREPARE, EXECUTE and DEALLOCATE ("all" for DEALLOCATE ALL), as the parser folds
+        # them.
+        self.prepares: Final = prepares
+        self.executes: Final = executes
+        self.deallocates: Final = deallocates
+        # Another text that differs in literals alone may mean something else.
+        self.literal_dependent: Final = literal_dependent
+        # libpg_query's, 16 hex digits; "" where the text wasn't parsed.
+        self.fingerprint: Final = fingerprint
+        # The text with each literal as $n, or "<not parsed: N bytes, sha256 16-hex>".
+        self.normalized: Final = normalized
+        # What every access record of this text shares, encoded; filled by the access log.
+        self.log_part: bytes = b""
