@@ -1,0 +1,150 @@
+"""Which functions a read may call.
+
+A name is judged, not a function: arguments decide among functions of one name only inside PostgreSQL.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from enum import Enum
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+SNAPSHOT_QUERY: Final = """\
+SELECT n.nspname, p.proname, p.provolatile::text
+  FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+ WHERE p.prokind <> 'p'"""
+"""Gives the rows of `FunctionCatalog.from_rows` on a live database."""
+
+
+class Verdict(Enum):
+    """What calling a function may do."""
+
+    SAFE = "only reads"
+    MAY_WRITE = "may write, but leaves the session as it is"
+    WRITES = "writes"
+    UNKNOWN = "may do anything"
+
+
+VOLATILE_READERS: Final = frozenset(
+    {
+        "array_sample",
+        "array_shuffle",
+        "clock_timestamp",
+        "current_query",
+        "gen_random_uuid",
+        "pg_collation_actual_version",
+        "pg_database_collation_actual_version",
+        "pg_database_size",
+        "pg_get_wal_replay_pause_state",
+        "pg_indexes_size",
+        "pg_is_in_recovery",
+        "pg_is_wal_replay_paused",
+        "pg_jit_available",
+        "pg_last_wal_receive_lsn",
+        "pg_last_wal_replay_lsn",
+        "pg_last_xact_replay_timestamp",
+        "pg_partition_ancestors",
+        "pg_partition_tree",
+        "pg_relation_size",
+        "pg_sleep",
+        "pg_sleep_for",
+        "pg_sleep_until",
+        "pg_table_size",
+        "pg_tablespace_size",
+        "pg_total_relation_size",
+        "random",
+        "random_normal",
+        "timeofday",
+        "uuidv4",
+        "uuidv7",
+    }
+)
+"""PostgreSQL's own functions that are marked volatile and only read; another schema's aren't meant."""
+
+EXTENSION_READERS: Final = frozenset(
+    {"gen_random_bytes", "gen_salt", "uuid_generate_v1", "uuid_generate_v1mc", "uuid_generate_v4"}
+)
+"""The same from pgcrypto and uuid-ossp, in whatever schema these were created."""
+
+_WRITES: Final = re.compile(
+    r"(?:nextval|setval|pg_notify|pg_logical_emit_message|pg_stat_reset\w*"
+    r"|lo_(?:creat|create|export|from_bytea|import|put|truncate|truncate64|unlink)|lowrite)\Z"
+)
+_MAY_WRITE: Final = re.compile(
+    r"(?:currval|lastval|set_config|setseed|pg_advisory_.*|pg_try_advisory_.*|lo_.*|loread|txid_current"
+    r"|pg_current_xact_id|pg_export_snapshot)\Z"
+)
+# They run text that they are given, or that a remote server runs.
+_UNKNOWN: Final = re.compile(
+    r"(?:query_to_xml.*|cursor_to_xml.*|ts_stat|ts_rewrite|dblink.*|crosstab.*|connectby|xpath_table)\Z"
+)
+
+_BUILTIN_FUNCTIONS: Final = Path(__file__).with_name("builtin_functions.txt")
+
+
+class FunctionCatalog:
+    """Verdicts on function names, from a snapshot of pg_proc and an operator's list of safe names."""
+
+    def __init__(self, verdicts: dict[str, Verdict], known: frozenset[str]) -> None:
+        self._verdicts = verdicts
+        self._known = known
+
+    @classmethod
+    def builtin(cls, safe: Iterable[str] = ()) -> FunctionCatalog:
+        """Return the catalogue of a database that holds PostgreSQL's own functions alone."""
+        return cls.from_rows(_builtin_rows(), safe)
+
+    @classmethod
+    def from_rows(
+        cls, rows: Iterable[tuple[str, str, str | bytes]], safe: Iterable[str] = ()
+    ) -> FunctionCatalog:
+        """Return the catalogue of a database: schema, name and provolatile of all its functions.
+
+        `safe` are names that the operator answers for; those that are known to write stay unsafe.
+        """
+        verdicts: dict[str, Verdict] = {}
+        known = set()
+        for schema, name, volatility in rows:
+            known.add(name)
+            verdict = _verdict_of_row(schema, name, volatility)
+            if _SEVERITY[verdict] > _SEVERITY[verdicts.get(name, Verdict.SAFE)] or name not in verdicts:
+                verdicts[name] = verdict
+        for name in safe:
+            verdicts[name] = Verdict.SAFE
+        return cls(verdicts, frozenset(known))
+
+    def judge(self, name: str) -> Verdict:
+        """Return what a call of `name`, without its schema, may do; UNKNOWN for a name never heard of."""
+        if _WRITES.match(name):
+            return Verdict.WRITES
+        if _MAY_WRITE.match(name):
+            return Verdict.MAY_WRITE
+        if _UNKNOWN.match(name):
+            return Verdict.UNKNOWN
+        return self._verdicts.get(name, Verdict.UNKNOWN)
+
+    def knows(self, name: str) -> bool:
+        """Tell whether any schema holds a function of that name."""
+        return name in self._known
+
+
+_SEVERITY: Final = {Verdict.SAFE: 0, Verdict.MAY_WRITE: 1, Verdict.WRITES: 2, Verdict.UNKNOWN: 3}
+
+
+def _verdict_of_row(schema: str, name: str, volatility: str | bytes) -> Verdict:
+    if volatility in ("i", "s", b"i", b"s") or name in EXTENSION_READERS:
+        return Verdict.SAFE
+    if schema != "pg_catalog":
+        return Verdict.UNKNOWN
+    return Verdict.SAFE if name in VOLATILE_READERS else Verdict.MAY_WRITE
+
+
+@lru_cache(maxsize=1)
+def _builtin_rows() -> tuple[tuple[str, str, str], ...]:
+    """Read the file of PostgreSQL's own functions; its first lines tell how it is made."""
+    lines = _BUILTIN_FUNCTIONS.read_text("ascii").splitlines()
+    entries = [line.split(" ") for line in lines if not line.startswith("#")]
+    return tuple(("pg_catalog", name, volatility) for volatility, name in entries)
