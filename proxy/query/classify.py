@@ -1,0 +1,237 @@
+"""From SQL to Intent, by PostgreSQL's own parser.
+
+Only fingerprint() and parse_sql_json() of pglast are called: parse_sql() can be made to crash the process,
+and scan() to take seconds. Queries are decided by searching the JSON text instead of loading it, which is
+quicker by far and indifferent to nesting. That is sound because a double quote inside a JSON string is always
+escaped: `"FuncCall":` can only be a key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Any, Final
+
+from pglast.parser import ParseError, fingerprint, parse_sql_json
+
+from proxy.query.facts import HOST_PARAMETERS, Facts
+from proxy.query.functions import FunctionCatalog, Verdict
+from proxy.query.intent import PRIMARY, READ, READONLY, SESSION, WRITE, Intent
+from proxy.query.lexer import COMMENT, END, ERROR, Lexer, has_long_operator
+from proxy.query.statements import Node, constant, looks_inside, utility
+from proxy.query.unparsed import lex
+
+MAX_COMMENTS: Final = 100
+"""Beginnings of block comments that are parsed: PostgreSQL's lexer takes quadratic time over nested ones."""
+
+MAX_TREE: Final = 256 * 1024
+"""Characters of JSON that are loaded for one text's utility statements; ten times what honest ones need."""
+
+_TOP: Final = re.compile(r'\{"stmt":\{"(\w+)":')
+# The schemas' names, then the function's own.
+_FUNCTION: Final = re.compile(
+    r'"FuncCall":\{"funcname":\[(?:\{"String":\{"sval":"(?:[^"\\]|\\.)*"\}\},)*'
+    r'\{"String":\{"sval":"((?:[^"\\]|\\.)*)"\}\}\]'
+)
+_FUNCTION_KEY: Final = '"FuncCall":{'
+_ARGUMENTS_KEY: Final = ',"args":'
+_DECODER: Final = json.JSONDecoder()
+
+_MODIFYING: Final = {
+    "InsertStmt": "INSERT",
+    "UpdateStmt": "UPDATE",
+    "DeleteStmt": "DELETE",
+    "MergeStmt": "MERGE",
+}
+_MODIFYING_KEYS: Final = tuple(f'"{kind}":{{' for kind in _MODIFYING)
+_LOCKS: Final = {
+    '"LCS_FORUPDATE"': "FOR UPDATE",
+    '"LCS_FORNOKEYUPDATE"': "FOR NO KEY UPDATE",
+    '"LCS_FORSHARE"': "FOR SHARE",
+    '"LCS_FORKEYSHARE"': "FOR KEY SHARE",
+}
+
+_HINT: Final = re.compile(rb"(?:--|/\*)\s*sluice:[^\n]*?\bpool\s*=\s*'?(\w+)")
+
+
+def classify(sql: bytes, catalog: FunctionCatalog, normalized: bytes = b"") -> Intent:
+    """Return the intent of `sql`, which is no longer than max_parse_bytes; what can't be parsed is "unknown".
+
+    `normalized` is normalize(sql); b"" where there is none.
+    """
+    if sql.count(b"/*") > MAX_COMMENTS or has_long_operator(sql):
+        return not_parsed(sql, len(sql), "made to be slow to parse")
+    facts = Facts()
+    try:
+        text = sql.decode("utf-8")
+        tree = parse_sql_json(text)
+        _Reader(tree, catalog, facts).read()
+        mark = fingerprint(text)
+    except UnicodeDecodeError:
+        return not_parsed(sql, len(sql), "not UTF-8")
+    except ParseError:
+        return not_parsed(sql, len(sql), "parse error")
+    except (RecursionError, LookupError, TypeError, ValueError):
+        # A tree too deep or too large to be read, or of another form than this program knows.
+        return not_parsed(sql, len(sql), "not understood")
+    if facts.statements != 1:
+        facts.sets_pool = False
+    facts.pool = pool_hint(sql) or facts.pool
+    return facts.intent(mark, normalized.decode("utf-8", "replace") if normalized else _unread(sql, len(sql)))
+
+
+def not_parsed(sql: bytes, size: int, reason: str) -> Intent:
+    """Return the intent of a text of `size` bytes that isn't parsed; `sql` is all or the beginning of it."""
+    facts = lex(sql, reason)
+    facts.pool = pool_hint(sql)
+    return facts.intent("", _unread(sql, size))
+
+
+def pool_hint(sql: bytes) -> str:
+    """Return the pool that the first comment with `sluice: pool=NAME` asks for, "" where there is none."""
+    if b"sluice:" not in sql:
+        return ""
+    lexer = Lexer(sql)
+    while (kind := lexer.next()) not in (END, ERROR):
+        if kind == COMMENT and (found := _HINT.match(sql, lexer.start, lexer.end)):
+            return found[1].decode("utf-8", "replace")
+    return ""
+
+
+def _unread(sql: bytes, size: int) -> str:
+    return f"<not parsed: {size} bytes, sha256 {hashlib.sha256(sql).hexdigest()[:16]}>" if sql.strip() else ""
+
+
+class _Reader:
+    """Reads the statements of one parse tree into facts."""
+
+    def __init__(self, tree: str, catalog: FunctionCatalog, facts: Facts) -> None:
+        self._tree = tree
+        self._catalog = catalog
+        self._facts = facts
+        self._segment = ""
+        self._loaded = 0
+
+    def read(self) -> None:
+        """Add the facts of each statement. Raises LookupError, TypeError, ValueError and RecursionError."""
+        tops = list(_TOP.finditer(self._tree))
+        self._facts.statements = len(tops)
+        for number, top in enumerate(tops):
+            end = tops[number + 1].start() if number + 1 < len(tops) else len(self._tree)
+            self._segment = self._tree[top.start() : end]
+            kind = top[1]
+            if kind == "SelectStmt" or kind in _MODIFYING:
+                self._query(kind)
+            else:
+                # Their literals may decide: the name of a role or pool, ON or OFF.
+                self._facts.literal_dependent |= kind != "TransactionStmt"
+                node = self._load(top.end(), end) if looks_inside(kind) else {}
+                utility(kind, node, self._facts, self._nested)
+
+    def _load(self, start: int, end: int) -> Node:
+        self._loaded += end - start
+        if self._loaded > MAX_TREE:
+            raise ValueError("a parse tree of unreasonable size")
+        node, _ = _DECODER.raw_decode(self._tree, start)
+        return dict(node)
+
+    def _nested(self, kind: str, node: Node) -> None:
+        if kind == "SelectStmt" or kind in _MODIFYING:
+            self._query(kind)
+        else:
+            utility(kind, node, self._facts, self._nested)
+
+    def _query(self, kind: str) -> None:
+        """Add the facts of a query; whatever stands anywhere inside it counts."""
+        segment, facts = self._segment, self._facts
+        if kind in _MODIFYING:
+            facts.writes(_MODIFYING[kind])
+        else:
+            facts.note(READ, READONLY, "plain SELECT")
+            if any(key in segment for key in _MODIFYING_KEYS):
+                facts.writes("modifying CTE")
+            if '"intoClause":{' in segment:
+                facts.writes("SELECT INTO")
+                if '"relpersistence":"t"' in segment or '"schemaname":"pg_temp"' in segment:
+                    facts.keep("temporary table")
+            if '"lockingClause":[' in segment:
+                facts.writes(next((words for key, words in _LOCKS.items() if key in segment), "FOR UPDATE"))
+        if '"pg_settings"' in segment and '"UpdateStmt":{' in segment:
+            facts.set_unseen()
+        if _FUNCTION_KEY in segment:
+            self._functions()
+
+    def _functions(self) -> None:
+        segment = self._segment
+        found = 0
+        names = set()
+        for call in _FUNCTION.finditer(segment):
+            found += 1
+            name = call[1] if "\\" not in call[1] else str(json.loads(f'"{call[1]}"'))
+            if name == "set_config":
+                self._set_config(self._arguments(call.end()))
+            elif name == "current_setting":
+                self._current_setting(self._arguments(call.end()))
+            else:
+                names.add(name)
+        if found != segment.count(_FUNCTION_KEY):
+            raise ValueError("a function call of unknown form")
+        for name in sorted(names):
+            self._function(name)
+
+    def _arguments(self, position: int) -> list[Any]:
+        if not self._segment.startswith(_ARGUMENTS_KEY, position):
+            return []
+        arguments, _ = _DECODER.raw_decode(self._segment, position + len(_ARGUMENTS_KEY))
+        return list(arguments)
+
+    def _set_config(self, arguments: list[Any]) -> None:
+        facts = self._facts
+        facts.literal_dependent = True
+        facts.note(SESSION, PRIMARY, "calls set_config")
+        name = constant(arguments[0]) if arguments else None
+        local = len(arguments) == 3 and _is_true(arguments[2])
+        if name is not None:
+            value = constant(arguments[1]) if len(arguments) > 1 else None
+            facts.set_parameter(name, local=local, value=value)
+        elif not local:
+            facts.set_unseen()
+
+    def _current_setting(self, arguments: list[Any]) -> None:
+        self._facts.literal_dependent = True
+        name = constant(arguments[0]) if arguments else None
+        if name is None or name.lower() in HOST_PARAMETERS:
+            self._facts.note(READ, PRIMARY, f"asks for {name.lower() if name else 'a parameter'}")
+
+    def _function(self, name: str) -> None:
+        facts = self._facts
+        if name in ("pg_advisory_unlock", "pg_advisory_unlock_shared", "pg_advisory_unlock_all"):
+            facts.note(SESSION, PRIMARY, f"calls {name}")
+            if name == "pg_advisory_unlock_all":
+                facts.unpins["advisory lock"] = None
+            return
+        if name == "setseed":
+            facts.note(SESSION, PRIMARY, "calls setseed")
+            facts.keep("setseed", lasting=True)
+            return
+        verdict = self._catalog.judge(name)
+        if verdict is Verdict.WRITES:
+            facts.writes(f"calls {name}")
+        elif verdict is Verdict.MAY_WRITE:
+            facts.note(WRITE, PRIMARY, f"calls {name}")
+            if re.match(r"pg_(?:try_)?advisory_lock", name):
+                facts.keep("advisory lock")
+        elif verdict is Verdict.UNKNOWN:
+            known = self._catalog.knows(name)
+            reason = f"calls {name}, which may write" if known else f"calls unknown function {name}"
+            facts.note(WRITE, PRIMARY, reason)
+            facts.soil(f"unknown function {name}")
+            if name.startswith("dblink_connect"):
+                facts.keep("dblink", lasting=True)
+
+
+def _is_true(node: Any) -> bool:
+    """Tell whether `node` is the constant TRUE."""
+    value = node.get("A_Const", {}).get("boolval", {}) if isinstance(node, dict) else {}
+    return bool(value.get("boolval", False))
