@@ -27,6 +27,7 @@ from proxy.logs import configure
 from proxy.observe.access_log import AccessLog
 from proxy.observe.metrics import Metrics
 from proxy.observe.snapshot import HostSnapshot, ParseCacheSnapshot, PoolSnapshot, Snapshot
+from proxy.observe.stats import ProxyStats
 from proxy.session.cancel import cancel_server, cancel_session
 from proxy.session.client import ClientLogin, Gate, Sessions
 from proxy.session.served import Served
@@ -80,7 +81,10 @@ class Proxy:
             log_config.flush_interval,
         )
         buffer = self.access_log.buffer
-        self.served = {name: Served(name, settings, config, buffer) for name, settings in config.databases.items()}
+        self.stats = ProxyStats()
+        self.served = {
+            name: Served(name, settings, config, buffer, self.stats) for name, settings in config.databases.items()
+        }
         self.sessions = Sessions(_cancel_abandoned)
         self.gate = Gate(
             databases={name: served.database for name, served in self.served.items()},
@@ -91,6 +95,7 @@ class Proxy:
             mock_secret=_mock_secret(config),
             sessions=self.sessions,
             cancel=self._cancel,
+            stats=self.stats,
         )
         self._listeners: list[asyncio.Server] = []
         self._http: http_server.HttpServer | None = None
@@ -212,8 +217,7 @@ class Proxy:
             for name, served in self.served.items()
             for host in served.cluster.hosts
         ]
-        first = next(iter(self.served.values()))
-        intents = first.database.intents
+        caches = [served.database.intents for served in self.served.values()]
         return Snapshot(
             version=proxy.__version__,
             compiled=proxy.compiled(),
@@ -221,11 +225,16 @@ class Proxy:
             draining=self.draining,
             clients=len(self.sessions),
             max_clients=self._config.listen.max_clients,
-            proxy=first.stats,
+            proxy=self.stats,
             pools=pools,
             hosts=hosts,
             parse_cache=ParseCacheSnapshot(
-                intents.hits, intents.shape_hits, intents.fingerprint_hits, intents.misses, intents.entries(), intents.held_bytes()
+                hits=sum(cache.hits for cache in caches),
+                shape_hits=sum(cache.shape_hits for cache in caches),
+                fingerprint_hits=sum(cache.fingerprint_hits for cache in caches),
+                misses=sum(cache.misses for cache in caches),
+                entries=sum(cache.entries() for cache in caches),
+                bytes=sum(cache.held_bytes() for cache in caches),
             ),
             access_log=self.access_log.sinks,
         )
@@ -249,7 +258,7 @@ class Proxy:
         print(f"listening on {listen.host}:{port}", file=sys.stderr, flush=True)
 
     async def _cancel(self, pid: int, secret: bytes) -> None:
-        stats = next(iter(self.served.values())).stats
+        stats = self.stats
         stats.cancels += 1
         session = self.sessions.by_pid.get(pid)
         if not await cancel_session(self.sessions, pid, secret):
@@ -271,8 +280,10 @@ class Proxy:
         """End sessions whose key has expired, or that sit in a transaction for too long."""
         limits = {name: served.idle_in_transaction for name, served in self.served.items()}
         while True:
+            due = time.monotonic() + _SWEEP
             await asyncio.sleep(_SWEEP)
             now = time.monotonic()
+            self.stats.loop_delay.observe(int((now - due) * 1e6))
             wall = time.time()
             for name, served in self.served.items():
                 served.keys.recheck(

@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 from proxy.auth.identity import subject
 from proxy.auth.key import Key, parse_key
@@ -30,6 +31,7 @@ from proxy.errors import (
     UnknownDatabase,
 )
 from proxy.observe.record import session_part
+from proxy.observe.stats import ProxyStats
 from proxy.query.parameters import Profile, from_startup
 from proxy.query.route import pool_problem
 from proxy.session.database import Database
@@ -71,6 +73,7 @@ class Gate:
     mock_secret: bytes
     sessions: Sessions
     cancel: Callable[[int, bytes], Awaitable[None]]
+    stats: ProxyStats
     draining: bool = False
     logins: set[ClientLogin] = field(default_factory=set)
     buckets: dict[str, TokenBucket] = field(default_factory=dict)
@@ -130,11 +133,12 @@ class ClientLogin(asyncio.Protocol):
     # -- protocol methods
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports have the methods of asyncio.Transport, but do not derive from it.
+        self._transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername")
         self._address = peer[0] if isinstance(peer, tuple) else ""
         self._local = not self._address or self._address in ("127.0.0.1", "::1")
+        self._gate.stats.connections += 1
         self._gate.logins.add(self)
         spawn(self._run(), "login")
 
@@ -219,6 +223,7 @@ class ClientLogin(asyncio.Protocol):
         if self._gate.draining:
             raise ShuttingDown()
         if len(self._gate.sessions) >= self._gate.max_clients:
+            self._gate.stats.connections_refused += 1
             raise PoolExhausted(
                 "too many clients", extra=f"max_clients={self._gate.max_clients}", hint="Raise listen.max_clients."
             )

@@ -54,11 +54,11 @@ _MAINTENANCE = 0.1
 class Served:
     """One entry of `databases`."""
 
-    def __init__(self, name: str, settings: model.Database, config: model.Config, access: AccessBuffer) -> None:
+    def __init__(self, name: str, settings: model.Database, config: model.Config, access: AccessBuffer, stats: ProxyStats) -> None:
         self.name = name
         self._settings = settings
         self._signed = config.identity.mode == "signed"
-        self.stats = ProxyStats()
+        self.stats = stats
         self.cluster = Cluster(
             name,
             [Host(host.name, host.host, host.port, host.role) for host in settings.hosts],

@@ -739,12 +739,12 @@ class Session(Borrower):
         self.reported[name] = value
         return True
 
-    def row(self, reply: Reply, data: bytes, start: int, end: int) -> None:
+    def row(self, reply: Reply, data: bytes, start: i64, end: i64) -> None:
         """Keep the values that were read back."""
         if reply.subject is self:
             self.read_back_row = first_columns(data, start, end)
 
-    def injected_failed(self, reply: Reply, data: bytes, start: int, end: int) -> None:
+    def injected_failed(self, reply: Reply, data: bytes, start: i64, end: i64) -> None:
         """End the session: its identity or parameters could not be set, so nothing may run for it there."""
         if reply.kind == PARSE and isinstance(reply.subject, Prepared):
             return

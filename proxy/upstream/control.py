@@ -7,7 +7,6 @@ client chose (a search_path, an encoding) reaches these connections.
 from __future__ import annotations
 
 import asyncio
-import io
 import logging
 from collections.abc import Callable
 from contextlib import asynccontextmanager
@@ -81,7 +80,8 @@ class Control:
         """
         try:
             async with self.connection() as connection:
-                await connection.copy_to_table(table, schema_name="sluice", source=io.BytesIO(rows), format="binary")
+                # asyncpg would read a file object in a thread; a generator costs half of that.
+                await connection.copy_to_table(table, schema_name="sluice", source=_once(rows), format="binary")
         except UpstreamUnavailable as error:
             raise (error.__cause__ or error) from None
 
@@ -103,6 +103,10 @@ class Control:
             return connection
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
             raise UpstreamUnavailable(extra=f"host={self.host}:{self.port}: {describe(error)}") from error
+
+
+async def _once(data: bytes) -> AsyncIterator[bytes]:
+    yield data
 
 
 def describe(error: BaseException) -> str:

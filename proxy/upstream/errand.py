@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import final
 
+from mypy_extensions import i64
+
 from proxy.errors import ClientError, UpstreamUnavailable
 from proxy.upstream.server import Borrower, Server
 from proxy.wire.codes import IDLE
@@ -64,11 +66,11 @@ class Errand(Borrower):
         """Show no client what the proxy's own statement changed."""
         return False
 
-    def row(self, reply: Reply, data: bytes, start: int, end: int) -> None:
+    def row(self, reply: Reply, data: bytes, start: i64, end: i64) -> None:
         """Keep a row."""
         self.rows.append(first_columns(data, start, end))
 
-    def injected_failed(self, reply: Reply, data: bytes, start: int, end: int) -> None:
+    def injected_failed(self, reply: Reply, data: bytes, start: i64, end: i64) -> None:
         """Keep the error."""
         self.error = error_fields(data, start, end).get("M", "unknown error")
 

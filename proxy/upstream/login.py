@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 from proxy.errors import ClientError, ProtocolViolation, UpstreamUnavailable
 from proxy.upstream.server import HIGH_WATER, Server
@@ -133,8 +134,8 @@ class _LoginProtocol(asyncio.Protocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports have the methods of asyncio.Transport, but do not derive from it.
+        self._transport = writable = cast(asyncio.Transport, transport)
         options = dict(_FIXED_OPTIONS)
         options["default_transaction_read_only"] = "on" if self._login.read_only else "off"
         words = [f"-c {name}={_escape(value)}" for name, value in options.items()]
@@ -145,7 +146,7 @@ class _LoginProtocol(asyncio.Protocol):
             "options": " ".join(words),
         }
         body = b"".join(f"{name}\0{value}\0".encode() for name, value in parameters.items()) + b"\0"
-        transport.write((len(body) + 8).to_bytes(4, "big") + PROTOCOL_3_0.to_bytes(4, "big") + body)
+        writable.write((len(body) + 8).to_bytes(4, "big") + PROTOCOL_3_0.to_bytes(4, "big") + body)
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data

@@ -21,6 +21,8 @@ BIND_COMPLETE: Final = b"2\x00\x00\x00\x04"
 CLOSE_COMPLETE: Final = b"3\x00\x00\x00\x04"
 NO_DATA: Final = b"n\x00\x00\x00\x04"
 EMPTY_QUERY: Final = b"I\x00\x00\x00\x04"
+_NEAR: Final = 48
+
 READY_IDLE: Final = b"Z\x00\x00\x00\x05I"
 READY_FAILED: Final = b"Z\x00\x00\x00\x05E"
 AUTH_OK: Final = b"R\x00\x00\x00\x08\x00\x00\x00\x00"
@@ -28,7 +30,7 @@ AUTH_CLEARTEXT_PASSWORD: Final = b"R\x00\x00\x00\x08\x00\x00\x00\x03"
 AUTH_SASL_SCRAM: Final = b"R\x00\x00\x00\x17\x00\x00\x00\x0aSCRAM-SHA-256\x00\x00"
 
 
-def message(kind: int, body: bytes) -> bytes:
+def message(kind: i64, body: bytes) -> bytes:
     """Return `body` behind the header of a message of type `kind`."""
     w = BytesWriter()
     w.append(kind)
@@ -78,7 +80,7 @@ def close_portal(name: bytes) -> bytes:
     return message(0x43, b"P" + name + b"\0")
 
 
-def bind_renamed(data: bytes, start: int, end: int, name: bytes) -> bytes:
+def bind_renamed(data: bytes, start: i64, end: i64, name: bytes) -> bytes:
     """Return the Bind at data[start:end] with its statement name replaced by `name`.
 
     `end` may lie behind the bytes at hand: then what is there is returned, under a header that counts the whole.
@@ -95,7 +97,7 @@ def bind_renamed(data: bytes, start: int, end: int, name: bytes) -> bytes:
     return w.getvalue()
 
 
-def describe_renamed(kind: int, name: bytes) -> bytes:
+def describe_renamed(kind: i64, name: bytes) -> bytes:
     """Return a Describe (or Close, by `kind`) of the statement `name`."""
     return message(kind, b"S" + name + b"\0")
 
@@ -150,18 +152,26 @@ def _field(text: str) -> bytes:
     return text.encode("utf-8", "replace").replace(b"\0", b"?")
 
 
-def cstring_end(data: bytes, start: int, end: int) -> int:
+def cstring_end(data: bytes, start: i64, end: i64) -> i64:
     """Return the position of the NUL that ends the string at `start`.
 
     Raises ProtocolViolation where there is none before `end`.
     """
-    at: i64 = data.find(b"\0", start, end)
+    # Names are short: comparing bytes costs less than a call of find with its arguments.
+    at: i64 = start
+    stop: i64 = end
+    near: i64 = at + _NEAR if at + _NEAR < stop else stop
+    while at < near:
+        if data[at] == 0:
+            return at
+        at += 1
+    at = data.find(b"\0", at, stop)
     if at < 0:
         raise ProtocolViolation("invalid string in message")
     return at
 
 
-def error_fields(data: bytes, start: int, end: int) -> dict[str, str]:
+def error_fields(data: bytes, start: i64, end: i64) -> dict[str, str]:
     """Return the fields of the Error- or NoticeResponse at data[start:end] by their one-letter codes.
 
     Fields that are cut off or hold invalid UTF-8 are returned as far as they go: a server's error is for
@@ -174,7 +184,7 @@ def error_fields(data: bytes, start: int, end: int) -> dict[str, str]:
     return fields
 
 
-def sqlstate(data: bytes, start: int, end: int) -> bytes:
+def sqlstate(data: bytes, start: i64, end: i64) -> bytes:
     """Return the five bytes of SQLSTATE in the ErrorResponse at data[start:end], b"" where there is none."""
     pos: i64 = start + HEADER
     stop: i64 = end
@@ -188,7 +198,7 @@ def sqlstate(data: bytes, start: int, end: int) -> bytes:
     return b""
 
 
-def affected_rows(data: bytes, start: int, end: int) -> int:
+def affected_rows(data: bytes, start: i64, end: i64) -> i64:
     """Return the count at the end of the CommandComplete tag at data[start:end], 0 where it has none."""
     pos: i64 = end - 2
     rows: i64 = 0
@@ -204,14 +214,14 @@ def affected_rows(data: bytes, start: int, end: int) -> int:
     return rows
 
 
-def parameters_of(data: bytes, start: int, end: int) -> tuple[bytes, bytes]:
+def parameters_of(data: bytes, start: i64, end: i64) -> tuple[bytes, bytes]:
     """Return name and value of the ParameterStatus at data[start:end]; raises ProtocolViolation if malformed."""
     name_end = cstring_end(data, start + HEADER, end)
     value_end = cstring_end(data, name_end + 1, end)
     return data[start + HEADER : name_end], data[name_end + 1 : value_end]
 
 
-def first_columns(data: bytes, start: int, end: int) -> list[bytes | None]:
+def first_columns(data: bytes, start: i64, end: i64) -> list[bytes | None]:
     """Return the columns of the DataRow at data[start:end]; raises ProtocolViolation if lengths disagree."""
     columns: list[bytes | None] = []
     pos: i64 = start + HEADER + 2

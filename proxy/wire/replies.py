@@ -119,11 +119,11 @@ class Peer:
         """Tell whether the client is to see this ParameterStatus."""
         raise AssertionError
 
-    def row(self, reply: Reply, data: bytes, start: int, end: int) -> None:
+    def row(self, reply: Reply, data: bytes, start: i64, end: i64) -> None:
         """Take a DataRow of a skipped reply."""
         raise AssertionError
 
-    def injected_failed(self, reply: Reply, data: bytes, start: int, end: int) -> None:
+    def injected_failed(self, reply: Reply, data: bytes, start: i64, end: i64) -> None:
         """Learn that a message of the proxy's own was answered with an ErrorResponse."""
         raise AssertionError
 
