@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shlex
 import subprocess
 import time
 import urllib.request
@@ -24,6 +23,7 @@ _REFUSED: Final = "42501 INSUFFICIENT_PERMISSIONS"
 
 # mac, kid, expiry, user, key, permissions: everything right but the signature, which needs the key.
 _FORGED: Final = "0" * 64 + "aaaa" + "9999999999" + f"|{BOB}|ctm_000000000000|read:tasks write:tasks"
+_BREAKAGES: Final = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, subprocess.TimeoutExpired)
 _SET: Final = f"set_config(''sluice.identity'', ''{_FORGED}'', false)"
 
 
@@ -51,13 +51,15 @@ class Tour:
         )
         for number, (title, step) in enumerate(steps, 1):
             self._console.print(f"\n{number}. {title}", style="bold")
-            step()
+            try:
+                step()
+            except _BREAKAGES as problem:
+                self._check(False, f"{type(problem).__name__}: {problem}")
         seconds = time.monotonic() - started
         if self._failed:
             log = self._stage.log.read_text(errors="replace")[-4000:]
-            self._console.print(
-                f"\n{self._failed} checks failed; the proxy's log ends with\n{log}", style="red"
-            )
+            told = f"\n{self._failed} checks failed; the proxy's log ends with\n{log}"
+            self._console.print(told, style="red", soft_wrap=True)
         else:
             self._console.print(f"\n✓ all of it holds ({seconds:.1f} s)", style="bold green")
         return not self._failed
@@ -101,7 +103,6 @@ class Tour:
             f"DO $$ BEGIN PERFORM set_config('sluice.identity', '{_FORGED}', false); END $$",
             f"SELECT query_to_xml('SELECT {_SET}', true, true, '')",
             "SET ROLE sluice_admin",
-            "SET row_security = off",
         )
         async with self._connected(self._stage.keys["alice"]) as connection:
             for attempt in attempts:
@@ -247,7 +248,7 @@ class Tour:
         """Run one statement by psql, print the command and what came back, return that."""
         said = self._psql_output(key, statement)
         who = next((name for name, known in self._stage.keys.items() if known == key), key.id)
-        self._told(f"{who}: psql -c {shlex.quote(_short(statement))}", said)
+        self._told(f'{who}: psql -c "{_short(statement)}"', said)
         return said
 
     def _psql_output(self, key: ApiKey, statement: str) -> str:
@@ -273,7 +274,9 @@ class Tour:
 
     def _check(self, holds: bool, what: str) -> None:
         self._failed += not holds
-        self._console.print(f"  {'✓' if holds else '✗'} {what}", style="green" if holds else "bold red")
+        self._console.print(
+            f"  {'✓' if holds else '✗'} {what}", style="green" if holds else "bold red", soft_wrap=True
+        )
 
 
 async def _rows(connection: asyncpg.Connection[asyncpg.Record], statement: str) -> Sequence[Any]:
@@ -298,8 +301,8 @@ def _eventually(condition: Callable[[], bool]) -> bool:
 
 
 def _told_error(error: asyncpg.PostgresError) -> str:
-    code = str(getattr(error, "detail", "") or "")
-    return f"{error.sqlstate} {code}: {error}"
+    parts = error.as_dict()
+    return " ".join(filter(None, (parts.get("sqlstate"), parts.get("detail")))) + f": {parts.get('message')}"
 
 
 def _short(statement: str) -> str:

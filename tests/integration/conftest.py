@@ -35,10 +35,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def installation(cluster: Cluster) -> Installation:
     """Install the bundled SQL in database `app`."""
-    with Login(
-        "127.0.0.1", cluster.primary.port, "postgres", cluster.password, "postgres"
-    ).connect() as admin:
-        admin.execute(f"CREATE DATABASE {DATABASE}")
     result = setup(cluster.primary.dsn(DATABASE), DATABASE)
     installed = Installation(cluster, result.passwords)
     installed.replicated()

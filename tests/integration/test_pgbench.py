@@ -58,8 +58,8 @@ def test_the_books_balance_afterwards(initialized: str, writer: Login) -> None:
     assert done.returncode == 0, done.stderr
     with writer.connect() as connection:
         row = connection.execute(
-            "SELECT a = b AND b = t FROM (SELECT (SELECT sum(abalance) FROM pgbench_accounts) AS a,"
-            " (SELECT sum(bbalance) FROM pgbench_branches) AS b,"
-            " (SELECT sum(tbalance) FROM pgbench_tellers) AS t) AS sums"
+            "SELECT (SELECT sum(bbalance) FROM pgbench_branches)"
+            " = (SELECT sum(tbalance) FROM pgbench_tellers)"
+            " AND (SELECT sum(abalance) FROM pgbench_accounts) = (SELECT sum(delta) FROM pgbench_history)"
         ).fetchone()
     assert row == (True,)

@@ -29,7 +29,7 @@ def key(proxy: Proxy, make_key: MakeKey) -> Login:
 
 
 def _port(connection: psycopg.Connection[tuple[int]], statement: str = PORT) -> int:
-    row = connection.execute(statement).fetchone()  # type: ignore[call-overload]  # not a literal
+    row = connection.execute(statement).fetchone()
     assert row is not None
     return int(row[0])
 
@@ -181,7 +181,7 @@ def test_a_hostile_statement_harms_nobody(key: Login, proxy: Proxy) -> None:
         deep = "SELECT " + "(" * 4000 + "1" + ")" * 4000
         for statement in (deep, "SELECT " + "1+" * 30000 + "1", "SELECT '" + "\\" * 16000):
             with pytest.raises(psycopg.Error):
-                connection.execute(statement)  # type: ignore[call-overload]  # not a literal
+                connection.execute(statement)
                 raise psycopg.DataError("some servers compute it")
         assert connection.execute("SELECT 1").fetchone() == (1,)
     assert proxy.process.poll() is None
