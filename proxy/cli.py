@@ -158,7 +158,7 @@ app.add_typer(keys, name="keys")
 @keys.command("create")
 def keys_create(
     user: Annotated[str, typer.Option(metavar="USER", help="Whose key; what row-level security goes by.")],
-    name: Annotated[str, typer.Option(metavar="TEXT", help="What it is for.")] = "",
+    name: Annotated[str, typer.Option(metavar="TEXT", help="What it is for.")] = "pgsluice keys create",
     permission: Annotated[
         list[str] | None, typer.Option(metavar="VERB:AREA", help="Such as read:tasks, or admin; repeatable.")
     ] = None,
@@ -366,7 +366,8 @@ def _told() -> Iterator[None]:
         # Importing both drivers to name their errors would slow each command down.
         if not isinstance(error, SluiceError | OSError) and _package(error) not in ("asyncpg", "psycopg"):
             raise
-        typer.echo(f"pgsluice: {error}", err=True)
+        # Without PostgreSQL's DETAIL, which may show a row.
+        typer.echo(f"pgsluice: {getattr(error, 'message', None) or error}", err=True)
         for more in (getattr(error, "extra", ""), getattr(error, "hint", "")):
             if more:
                 typer.echo(f"  {more}", err=True)
