@@ -1,6 +1,6 @@
 """Make, list, revoke and rotate API keys over a connection of the control login, or of a key with `admin`.
 
-The functions of sql/core/0003_api_keys.sql do the work and check who calls; here they get types. Each function
+The functions of sql/core/0003_api_keys.sql do the work and check who calls; here they get types. Each of them
 raises asyncpg.InsufficientPrivilegeError (42501) for a caller that may not.
 """
 
@@ -89,7 +89,8 @@ async def create(
 async def list_keys(connection: asyncpg.Connection[Any], user_id: str | None = None) -> list[KeyInfo]:
     """Return the keys of `user_id`, or all that the caller may see, oldest first."""
     rows = await connection.fetch(
-        f"SELECT {_COLUMNS} FROM sluice.api_keys WHERE $1::text IS NULL OR user_id = $1 ORDER BY created_at, id",
+        f"SELECT {_COLUMNS} FROM sluice.api_keys"
+        " WHERE $1::text IS NULL OR user_id = $1 ORDER BY created_at, id",
         user_id,
     )
     return [

@@ -1,0 +1,48 @@
+"""A plugin of fixtures: the bundled SQL on each PostgreSQL that this machine has, beside the wheel's."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from proxy.embedded import Cluster, scratch_directory
+from proxy.setup import setup
+from tests.integration.support import DATABASE, Installation
+
+WHEEL = "wheel"
+# Where Debian and its relatives put the versions beside each other; older ones than 15 are not supported.
+DEBIAN = {
+    path.parent.name: path
+    for path in sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if (path / "initdb").exists() and int(path.parent.name) >= 15
+}
+
+
+@pytest.fixture(scope="session", params=[WHEEL, *DEBIAN])
+def installed(request: pytest.FixtureRequest) -> Iterator[Installation]:
+    """Give the bundled SQL in database `app` of a primary and a replica, once for each PostgreSQL."""
+    if request.param == WHEEL:
+        yield request.getfixturevalue("installation")
+        return
+    directory = scratch_directory(f"pgsluice-{request.param}-")
+    try:
+        with Cluster(directory, bin_dir=DEBIAN[request.param]) as cluster:
+            made = Installation(cluster, setup(cluster.primary.dsn(DATABASE), DATABASE).passwords)
+            made.replicated()
+            yield made
+    finally:
+        shutil.rmtree(directory)
+
+
+@pytest.fixture(params=[WHEEL, *DEBIAN])
+def empty_cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """Give a primary of each PostgreSQL with nothing of ours on it."""
+    directory = scratch_directory("pgsluice-empty-")
+    try:
+        with Cluster(directory, replicas=0, bin_dir=DEBIAN.get(request.param)) as cluster:
+            yield cluster
+    finally:
+        shutil.rmtree(directory)
