@@ -206,7 +206,7 @@ class Proxy:
 
     def start(self) -> None:
         """Start the proxy and wait for the line that says that it listens."""
-        with self.errors.open("ab") as errors, self.output.open("ab") as output:
+        with self.errors.open("wb") as errors, self.output.open("wb") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "proxy", "serve", "-c", str(self.config)],
                 stdin=subprocess.DEVNULL,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import struct
@@ -98,8 +99,11 @@ async def test_a_client_that_vanishes_has_its_statement_cancelled(
     connection.pgconn.send_query(b"SELECT pg_sleep(300), pg_current_xact_id()")
     assert connection.pgconn.flush() == 0
     await soon(lambda: _sleepers(installation) == 1, message="the statement runs")
-    await connection.close()
+    # Without Terminate: what stands before that would be completed.
+    with socket.socket(fileno=os.dup(connection.pgconn.socket)) as line:
+        line.shutdown(socket.SHUT_RDWR)
     await soon(lambda: _sleepers(installation) == 0, message="the statement is cancelled")
+    await connection.close()
 
 
 def _sleepers(installation: Installation) -> int:

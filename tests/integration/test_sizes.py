@@ -75,8 +75,8 @@ def test_a_big_copy_in(
     table = make_table("value text STORAGE EXTERNAL")
     line = b"y" * 100_000 + b"\n"
     lines = SIZE // len(line)
-    with _bounded(proxy), proxy.login(*make_key()).connect() as connection:
-        with connection.cursor() as cursor, cursor.copy(f"COPY {table} FROM STDIN") as copy:
+    with _bounded(proxy), proxy.login(*make_key()).connect() as connection, connection.cursor() as cursor:
+        with cursor.copy(f"COPY {table} FROM STDIN") as copy:
             for _ in range(lines):
                 copy.write(line)
         assert cursor.rowcount == lines
