@@ -11,7 +11,7 @@ CREATE TABLE sluice.api_keys (
     permissions jsonb NOT NULL CONSTRAINT api_keys_permissions_check
         CHECK (jsonb_typeof(permissions) = 'array'
                AND length(permissions::text) <= 4096
-               AND NOT permissions @? '$[*] ? (@.type() != "string" || !(@ like_regex "^[0-9A-Za-z_.*-]+(:[0-9A-Za-z_.*-]+)?$"))'),
+               AND NOT permissions @? 'strict $[*] ? (@.type() != "string" || !(@ like_regex "^[0-9A-Za-z_.*-]+(:[0-9A-Za-z_.*-]+)?$"))'),
     secret_sha256 bytea NOT NULL CHECK (octet_length(secret_sha256) = 32),
     scram_verifier text NOT NULL CHECK (starts_with(scram_verifier, 'SCRAM-SHA-256$')),
     default_pool text CHECK (default_pool <> ''),
