@@ -28,15 +28,14 @@ def main() -> None:
     chosen = _chosen(options.only)
     with rigs(wanted) as (running, superuser), tempfile.TemporaryDirectory() as scratch:
         results = report.Results(running, options.seconds, options.rounds, idle_clients=options.idle_clients)
+        # First of all, before work has grown anybody's heap.
+        if _asks_for(options.only, IDLE):
+            proxies = [rig for rig in running if rig.process is not None]
+            results.idle = {rig.name: idle_bytes(rig, options.idle_clients) for rig in proxies}
         with _scraped(running):
             for workload in chosen:
                 _measure(workload, running, results, Path(scratch), console)
-            if _asks_for(options.only, IDLE):
-                results.idle = {
-                    rig.name: idle_bytes(rig, options.idle_clients)
-                    for rig in running
-                    if rig.process is not None
-                }
+        results.resident = {rig.name: rig.resident_bytes() for rig in running if rig.process is not None}
         results.notes += _notes(running, superuser)
     report.print_table(results, chosen, console)
     if options.json:

@@ -29,6 +29,7 @@ class Results:
     rounds: int
     runs: dict[str, dict[str, list[Run]]] = field(default_factory=dict)
     idle: dict[str, tuple[int, int]] = field(default_factory=dict)
+    resident: dict[str, int] = field(default_factory=dict)
     idle_clients: int = 0
     notes: list[str] = field(default_factory=list)
 
@@ -80,7 +81,8 @@ def print_table(results: Results, workloads: Sequence[Workload], console: Consol
         each = (full - before) / 1024 / clients
         console.print(
             f"{name}: {full / 2**20:.0f} MiB resident with {clients:,} idle clients"
-            f" ({before / 2**20:.0f} MiB before; {each:.1f} KiB each)"
+            f" ({before / 2**20:.0f} MiB before them, {each:.1f} KiB each;"
+            f" {results.resident[name] / 2**20:.0f} MiB after all work)"
         )
     for note in results.notes:
         console.print(f"note: {note}")
@@ -97,6 +99,7 @@ def write_json(results: Results, workloads: Sequence[Workload], path: Path) -> N
             name: {"clients": results.idle_clients, "before_bytes": before, "resident_bytes": full}
             for name, (before, full) in results.idle.items()
         },
+        "resident_bytes_after_all_work": results.resident,
         "notes": results.notes,
     }
     path.write_text(json.dumps(content, indent=2) + "\n")
@@ -127,9 +130,9 @@ def write_chart(results: Results, workloads: Sequence[Workload], path: Path) -> 
         drawn = right.barh([place + offset for place in places], values, height=0.4, color=colour, label=name)
         right.bar_label(drawn, [f"{value:,.0f}" for value in values], padding=3)
     right.set_xscale("log")
-    right.margins(x=0.15)
+    right.margins(x=0.25)
     right.set_title("µs of the proxy's CPU for each transaction")
-    right.legend(loc="lower right")
+    right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, frameon=False)
     versions = ", ".join(rig.version for rig in results.rigs)
     figure.suptitle(f"{versions}\n{machine()['processor']}, {machine()['cores']} cores", fontsize=9)
     figure.tight_layout()
