@@ -28,7 +28,7 @@ from proxy.observe.access_log import AccessLog
 from proxy.observe.metrics import Metrics
 from proxy.observe.snapshot import HostSnapshot, ParseCacheSnapshot, PoolSnapshot, Snapshot
 from proxy.observe.stats import ProxyStats
-from proxy.session.cancel import cancel_server, cancel_session
+from proxy.session.cancel import cancel_held, cancel_server, cancel_session
 from proxy.session.client import ClientLogin, Gate, Sessions
 from proxy.session.served import Served
 from proxy.tasks import spawn, stop
@@ -36,7 +36,7 @@ from proxy.upstream.server import Server
 
 log = logging.getLogger(__name__)
 
-_SWEEP = 1.0
+_SWEEP = 0.25
 _DRAIN_STEP = 0.05
 _BACKLOG = 1024
 _CLOSE_LOG = 5.0
@@ -277,8 +277,7 @@ class Proxy:
                 session.key = key
 
     async def _sweep(self) -> None:
-        """End sessions whose key has expired, or that sit in a transaction for too long."""
-        limits = {name: served.idle_in_transaction for name, served in self.served.items()}
+        """End what takes too long: expired keys, statements, silent transactions."""
         while True:
             due = time.monotonic() + _SWEEP
             await asyncio.sleep(_SWEEP)
@@ -286,14 +285,16 @@ class Proxy:
             self.stats.loop_delay.observe(int((now - due) * 1e6))
             wall = time.time()
             for name, served in self.served.items():
-                served.keys.recheck(
-                    {session.key.id for session in self.sessions.by_pid.values() if session.database.name == name}
-                )
-            for session in list(self.sessions.by_pid.values()):
-                if not session.key.valid(wall):
-                    self._key_changed(session.key.id, None)
-                elif session.stalled(now, limits[session.database.name]):
-                    session.fatal(IdleInTransaction())
+                sessions = [session for session in self.sessions.by_pid.values() if session.database.name == name]
+                served.keys.recheck({session.key.id for session in sessions})
+                for session in sessions:
+                    if not session.key.valid(wall):
+                        self._key_changed(session.key.id, None)
+                    elif session.stalled(now, served.idle_in_transaction):
+                        session.fatal(IdleInTransaction())
+                    elif (server := session.overdue(now, served.query_timeout)) is not None:
+                        if session.pool is not None:
+                            spawn(cancel_held(server, session.pool), "cancel a statement over its timeout")
 
     async def _copy_access_log(self, rows: bytes) -> None:
         await next(iter(self.served.values())).copy_access_log(rows)

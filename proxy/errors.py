@@ -79,6 +79,11 @@ class InvalidApiKey(ClientError):
     code = "INVALID_API_KEY"
     default_message = "API key rejected: it is unknown, wrong, expired or revoked"
 
+    def __init__(self, why: str = "wrong") -> None:
+        super().__init__()
+        # For the log and the metrics: unknown, wrong, expired or revoked.
+        self.why = why
+
 
 class AddressNotAllowed(ClientError):
     """A login from an address that is not on the key's list."""

@@ -9,6 +9,7 @@ import logging
 import time
 
 from proxy.session.client import Sessions
+from proxy.upstream.pool import Pool
 from proxy.upstream.server import IDLE, Server
 from proxy.wire.codes import CANCEL_REQUEST
 
@@ -20,8 +21,7 @@ _TIMEOUT = 5.0
 async def cancel_session(sessions: Sessions, pid: int, secret: bytes) -> bool:
     """Cancel what the session `pid` does; False, and no server is touched, where `secret` is not its own.
 
-    The server connection is not lent to anybody else until the cancel is done: a cancel that arrives late would
-    hit whoever uses it then.
+    A cancel that arrives late must not hit whoever uses the server connection then: see cancel_held.
     """
     session = sessions.by_pid.get(pid)
     expected = session.secret if session is not None else b"\0\0\0\0"
@@ -31,6 +31,12 @@ async def cancel_session(sessions: Sessions, pid: int, secret: bytes) -> bool:
     server = session.cancel()
     if server is None or pool is None:
         return True
+    await cancel_held(server, pool)
+    return True
+
+
+async def cancel_held(server: Server, pool: Pool) -> None:
+    """Cancel what `server` does for the session that holds it, and keep it from any other until that is done."""
     pool.stats.cancels += 1
     server.cancels += 1
     try:
@@ -39,7 +45,6 @@ async def cancel_session(sessions: Sessions, pid: int, secret: bytes) -> bool:
         server.cancels -= 1
         if server.cancels == 0 and server.state == IDLE:
             pool.give_back(server, time.monotonic())
-    return True
 
 
 async def cancel_server(server: Server) -> None:

@@ -269,9 +269,12 @@ class ClientLogin(asyncio.Protocol):
         if mechanism != MECHANISM:
             raise ProtocolViolation("client selected an invalid SASL authentication mechanism")
         self._write(sasl_continue(exchange.first(client_first)))
-        final = exchange.final((await self._message())[HEADER:])
+        try:
+            final = exchange.final((await self._message())[HEADER:])
+        except InvalidApiKey:
+            raise InvalidApiKey(_why_not(key)) from None
         if key is None or not usable:
-            raise InvalidApiKey()
+            raise InvalidApiKey(_why_not(key))
         self._write(sasl_final(final))
         return key
 
@@ -286,7 +289,7 @@ class ClientLogin(asyncio.Protocol):
         parsed = parse_key(whole)
         key = await keys.get(parsed[0]) if parsed is not None else None
         if key is None or not key.verify_secret(whole) or not key.valid(time.time()):
-            raise InvalidApiKey()
+            raise InvalidApiKey(_why_not(key))
         return key
 
     def _database(self, startup: StartupPacket) -> Database:
@@ -351,13 +354,15 @@ class ClientLogin(asyncio.Protocol):
         user = startup.parameters.get("user", "") if startup is not None else ""
         name = startup.parameters.get("database", "") if startup is not None else ""
         database = self._gate.databases.get(name) or next(iter(self._gate.databases.values()))
-        database.stats.logins_refused.add(error.code)
-        log.info("login of %r from %s refused: %s", user[:64], self._address or "local socket", error.code)
+        why = error.why if isinstance(error, InvalidApiKey) else error.code.lower()
+        self._gate.stats.logins_refused.add(why)
+        log.info("login of %r from %s refused: %s", user[:64], self._address or "local socket", why)
         known = key_id or (user if user.startswith(_KEY_USER) else "")
         database.access.event(
             "login_failed",
             time.time(),
             session_part(known[:16], "", self._address, "", name[:64]),
+            reason=why,
             sqlstate=error.sqlstate,
             code=error.code,
         )
@@ -417,6 +422,15 @@ async def _try_on_server(database: Database, profile: Profile) -> dict[bytes, by
         database.reports.clear()
     database.reports[profile] = errand.parameters
     return errand.parameters
+
+
+def _why_not(key: Key | None) -> str:
+    """Return why a login with `key` failed, for the log alone; the client is told one thing for all."""
+    if key is None:
+        return "unknown"
+    if key.revoked_at != 0.0 and key.revoked_at <= time.time():
+        return "revoked"
+    return "wrong" if key.valid(time.time()) else "expired"
 
 
 def _database_name(startup: StartupPacket) -> str:

@@ -88,6 +88,7 @@ class Served:
             self.keys = FileKeyStore(config.auth.keys_file)
         else:
             self.keys = KeyStore(self._fetch_key, config.auth.cache_ttl, time.monotonic)
+        self.query_timeout = settings.timeouts.query
         self.idle_in_transaction = settings.timeouts.idle_in_transaction
         self._functions: frozenset[tuple[str, str, str]] = frozenset()
         self._listens = config.auth.keys == "database"

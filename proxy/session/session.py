@@ -28,6 +28,7 @@ from proxy.errors import (
     PoolExhausted,
     ProtocolViolation,
     QueryCancelled,
+    QueryTimeout,
     RateLimitExceeded,
     UpstreamUnavailable,
 )
@@ -311,7 +312,7 @@ class Session(Borrower):
                 self._put_behind(message)
                 return
             unit = self.unit
-        if intent.kind != READ or self.bucket is not None:
+        if intent.kind != READ or intent.refused or self.bucket is not None:
             if intent.sets_pool or intent.deallocates:
                 if self._answer(intent, message):
                     return
@@ -885,6 +886,24 @@ class Session(Borrower):
             self.refused(QueryCancelled())
             return None
         return self.server
+
+    def overdue(self, now: float, limit: float) -> Server | None:
+        """Return the server connection whose statement has run for more than `limit` seconds (0 for no limit).
+
+        What the server answers to the cancel that the caller sends becomes the proxy's own error.
+        """
+        server = self.server
+        if limit <= 0.0 or server is None:
+            return None
+        head = server.replies.head
+        if head is None or head.mode != FORWARD or head.sent_at == 0.0 or now - head.sent_at <= limit:
+            return None
+        if head.cancelled_as:
+            return None
+        error = QueryTimeout(extra=f"query_timeout={limit:g}s")
+        head.cancelled_as = error_response(error)
+        head.code = error.code.encode()
+        return server
 
     def stalled(self, now: float, limit: float) -> bool:
         """Tell whether an open transaction has stood idle for more than `limit` seconds (0 for no limit)."""

@@ -72,10 +72,10 @@ class Unit:
             self.intent = intent
         elif known.kind == READ and (intent.kind != READ or intent.target != READONLY):
             self.intent = intent
+        if intent.pin or intent.unclean or intent.settings:
+            self.special.append(intent)
         if intent.kind != READ:
             self.reads_only = False
-            if intent.pin or intent.unclean or intent.settings:
-                self.special.append(intent)
             if intent.begins:
                 self.begins = True
             if intent.ends:

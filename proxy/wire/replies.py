@@ -67,6 +67,8 @@ SKIP: Final = 1
 FAKE: Final = 2
 REPLACE: Final = 3
 
+_CANCELLED: Final = b"57014"
+
 _ERROR_PREFIX: Final = 1024
 """Bytes of a very long ErrorResponse that are waited for before it streams; severity and SQLSTATE come first."""
 
@@ -96,6 +98,8 @@ class Reply:
         self.rows: i64 = 0
         self.sqlstate: bytes = b""
         self.code: bytes = b""
+        # What the client is told instead, if the answer is that the statement was cancelled.
+        self.cancelled_as: bytes = b""
         self.in_transaction: bool = False
 
 
@@ -450,6 +454,13 @@ class ReplyQueue:
             self._cut(pos, end)
             if self.peer is not None:
                 self.peer.forward(head.payload)
+        elif head.cancelled_as:
+            if state == _CANCELLED and end <= n:
+                self._cut(pos, end)
+                if self.peer is not None:
+                    self.peer.forward(head.cancelled_as)
+            else:
+                head.code = b""
         head.sqlstate = state
         if head.kind == QUERY or head.kind == SYNC:
             # A Sync that fails (a deferred constraint at commit) is still answered by its ReadyForQuery.
