@@ -18,7 +18,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -44,7 +44,8 @@ Steps = Callable[[Sequence[str]], list[RevisionStep]]
 # Runs a migration forward (True) or back (False).
 Execute = Callable[["Migration", bool], None]
 
-VERSION_TABLE: Final = "schema_version"
+_VERSIONS: Final = "schema_version"
+_CHECKSUMS: Final = "sluice.schema_checksums"
 _SCHEMA: Final = "CREATE SCHEMA sluice"
 _DONE: Final = {True: "applied", False: "rolled back"}
 _LOCK: Final = 0x706773_6C756963  # "pgsluic": any number that others don't use
@@ -80,6 +81,14 @@ class Migration:
     def sha256(self) -> str:
         """Return the hexadecimal checksum of the file as it is now."""
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+    def scripts(self, forward: bool) -> tuple[Path, str]:
+        """Return the file to run, and the statement that keeps the checksums in step with it."""
+        if not forward:
+            return self.rollback_path, f"DELETE FROM {_CHECKSUMS} WHERE revision = '{self.revision}'"
+        # None of the three can hold a quote: _find sees to it.
+        values = f"'{self.revision}', '{self.path.name}', '{self.sha256()}'"
+        return self.path, f"INSERT INTO {_CHECKSUMS} (revision, file, sha256) VALUES ({values})"
 
 
 @dataclass(frozen=True)
@@ -157,18 +166,14 @@ def rollback(dsn: str, version: str, *, directory: Path | None = None, say: Say 
         if _heads(connection):
             undone = _run(migrations, connection, partial(migrations.downgrade, version), say)
         if not _heads(connection):
-            connection.exec_driver_sql(f"DROP TABLE IF EXISTS sluice.{VERSION_TABLE}")
+            connection.exec_driver_sql(f"DROP TABLE IF EXISTS sluice.{_VERSIONS}")
             connection.exec_driver_sql("DROP SCHEMA IF EXISTS sluice")
             connection.commit()
         return undone
 
 
 def plan(
-    dsn: str,
-    branches: Sequence[str] = ("core",),
-    version: str | None = None,
-    *,
-    directory: Path | None = None,
+    dsn: str, branches: Sequence[str] = ("core",), version: str = "", *, directory: Path | None = None
 ) -> str:
     """Return the SQL that `up`, or with `version` `rollback`, would run now; change nothing."""
     migrations = Migrations(directory or sql_directory())
@@ -176,15 +181,13 @@ def plan(
         heads = _heads(connection)
     text = io.StringIO()
     offline = {"as_sql": True, "output_buffer": text, "starting_rev": _as_revision(heads)}
-    steps = (
-        partial(migrations.upgrade, branches) if version is None else partial(migrations.downgrade, version)
-    )
+    steps = partial(migrations.downgrade, version) if version else partial(migrations.upgrade, branches)
     context = _context(None, migrations, steps, **offline)
 
     def write(migration: Migration, forward: bool) -> None:
-        file = migration.path if forward else migration.rollback_path
-        before, after = ("", _record(migration)) if forward else (_forget(migration), "")
-        context.impl.static_output(f"{before}\n{file.read_text()}\nRESET ROLE;\n{after}".strip())
+        file, bookkeeping = migration.scripts(forward)
+        script = f"{file.read_text()}\nRESET ROLE;\n"
+        context.impl.static_output(f"{script}{bookkeeping};" if forward else f"{bookkeeping};\n\n{script}")
 
     with _refusals():
         context.run_migrations(execute=write)
@@ -211,9 +214,8 @@ def status(dsn: str, *, directory: Path | None = None) -> list[Status]:
 
 def validate(dsn: str, *, directory: Path | None = None) -> list[str]:
     """Return how the files differ from what was applied, one line each; nothing if all is well."""
-    return [
-        f"{found.revision}: {found.problem}" for found in status(dsn, directory=directory) if found.problem
-    ]
+    found = status(dsn, directory=directory)
+    return [f"{each.revision}: {each.problem}" for each in found if each.problem]
 
 
 def create(name: str, branch: str, *, directory: Path | None = None) -> tuple[Path, Path]:
@@ -254,13 +256,11 @@ def run(
         "create": lambda: create(name, branches[0]),
     }
     if dry_run:
-        print(plan(dsn, branches, version if action == "rollback" else None))
+        print(plan(dsn, branches, version if action == "rollback" else ""))
         return 0
     result = actions[action]()
     if as_json:
-        print(
-            json.dumps(result, default=lambda each: asdict(each) if isinstance(each, Status) else str(each))
-        )
+        print(json.dumps(result, default=lambda each: vars(each) if isinstance(each, Status) else str(each)))
     elif action not in {"up", "rollback"}:
         print(*result, sep="\n")
     return 1 if action == "validate" and result else 0
@@ -271,12 +271,12 @@ def _run(migrations: Migrations, connection: Connection, steps: Steps, say: Say)
 
     def execute(migration: Migration, forward: bool) -> None:
         started = time.monotonic()
+        file, bookkeeping = migration.scripts(forward)
+        if not forward:  # the last rollback drops the table
+            connection.exec_driver_sql(bookkeeping)
+        _run_file(connection, file)
         if forward:
-            _run_file(connection, migration.path)
-            connection.exec_driver_sql(_record(migration))
-        else:
-            connection.exec_driver_sql(_forget(migration))
-            _run_file(connection, migration.rollback_path)
+            connection.exec_driver_sql(bookkeeping)
         done.append(migration.revision)
         milliseconds = (time.monotonic() - started) * 1000
         say(f"{migration.revision} {migration.name}: {_DONE[forward]} in {milliseconds:.0f} ms")
@@ -284,16 +284,6 @@ def _run(migrations: Migrations, connection: Connection, steps: Steps, say: Say)
     with _refusals():
         _context(connection, migrations, steps).run_migrations(execute=execute)
     return done
-
-
-def _record(migration: Migration) -> str:
-    # None of the three can hold a quote: _find sees to it.
-    values = f"'{migration.revision}', '{migration.path.name}', '{migration.sha256()}'"
-    return f"INSERT INTO sluice.schema_checksums (revision, file, sha256) VALUES ({values});"
-
-
-def _forget(migration: Migration) -> str:
-    return f"DELETE FROM sluice.schema_checksums WHERE revision = '{migration.revision}';"
 
 
 def _run_file(connection: Connection, file: Path) -> None:
@@ -315,8 +305,7 @@ def _run_file(connection: Connection, file: Path) -> None:
 
 def _located(problem: DBAPIError, file: Path, text: str, start: int) -> MigrationError:
     """Return the error with its file and line; the server's position counts characters from 1."""
-    if not isinstance(problem.orig, psycopg.Error):
-        return MigrationError(f"{_place(file, text, start)}: {problem}")
+    assert isinstance(problem.orig, psycopg.Error)
     facts = problem.orig.diag
     position = start + int(facts.statement_position or 1) - 1
     more = {"DETAIL": facts.message_detail, "HINT": facts.message_hint, "CONTEXT": facts.context}
@@ -367,7 +356,7 @@ def _context(
     options.update(
         script=migrations,
         transaction_per_migration=True,
-        version_table=VERSION_TABLE,
+        version_table=_VERSIONS,
         version_table_schema="sluice",
     )
     if steps is not None:
@@ -388,11 +377,10 @@ def _heads(connection: Connection) -> tuple[str, ...]:
 
 def _recorded(connection: Connection) -> dict[str, tuple[str, datetime | None]]:
     """Return checksum and time of each applied migration, in the order of their application."""
-    if connection.exec_driver_sql("SELECT to_regclass('sluice.schema_checksums')").scalar() is None:
+    if connection.exec_driver_sql(f"SELECT to_regclass('{_CHECKSUMS}')").scalar() is None:
         return {}
-    rows = connection.exec_driver_sql(
-        "SELECT revision, sha256, applied_at FROM sluice.schema_checksums ORDER BY applied_at, revision"
-    )
+    columns = "revision, sha256, applied_at"
+    rows = connection.exec_driver_sql(f"SELECT {columns} FROM {_CHECKSUMS} ORDER BY applied_at, revision")
     return {row.revision: (row.sha256, row.applied_at) for row in rows}
 
 

@@ -218,6 +218,11 @@ def test_up_down_and_up_leave_the_same_catalogue(empty_cluster: Cluster) -> None
     dsn = database(empty_cluster, "app")
     nothing = dump(empty_cluster, "app")
     assert migrate.up(dsn, say=quiet) == ALL
+    # The migration, its version and its checksum are the work of one transaction.
+    last = "SELECT xmin::text FROM sluice.{}"
+    assert values(dsn, last.format("schema_version")) == values(
+        dsn, last.format("schema_checksums WHERE revision = 'core_0004'")
+    )
     full = dump(empty_cluster, "app")
     assert migrate.up(dsn, say=quiet) == []
     stages = {}
