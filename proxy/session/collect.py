@@ -16,6 +16,8 @@ from proxy.session.unit import Message
 from proxy.wire.codes import FE_BIND, FE_CLOSE, FE_DESCRIBE, FE_EXECUTE, FE_PARSE, HEADER, MAX_HELD
 from proxy.wire.messages import cstring_end
 
+_NO_TYPES: Final = b"\0\0"
+
 _STATEMENT: Final = 0x53  # S, as opposed to P for a portal
 
 MAX_STATEMENTS: Final = 10_000
@@ -139,13 +141,18 @@ def _parse(
     statements: ClientStatements, intents: IntentCache, shared: StatementCache, data: bytes, start: i64, end: i64
 ) -> Message:
     name_end: i64 = cstring_end(data, start + HEADER, end)
-    text_end: i64 = cstring_end(data, name_end + 1, end)
-    types: i64 = end - text_end - 1
-    if types < 2 or (types - 2) % 4 != 0:
-        raise ProtocolViolation("invalid Parse message")
     name = data[start + HEADER : name_end]
-    sql = data[name_end + 1 : text_end]
-    statement = shared.get(sql, data[text_end + 1 : end], intents.lookup(sql))
+    # Most have no parameter types: then the text ends three bytes before the message, unless it ends sooner.
+    text_end: i64 = end - 3
+    sql = data[name_end + 1 : text_end] if text_end > name_end else b"\0"
+    types = _NO_TYPES
+    if data[end - 1] != 0 or data[end - 2] != 0 or data[end - 3] != 0 or b"\0" in sql:
+        text_end = cstring_end(data, name_end + 1, end)
+        sql = data[name_end + 1 : text_end]
+        types = data[text_end + 1 : end]
+        if len(types) < 2 or (len(types) - 2) % 4 != 0:
+            raise ProtocolViolation("invalid Parse message")
+    statement = shared.get(sql, types, intents.lookup(sql))
     message = Message(0x50, data, start, end, statement)
     message.name = name
     if not name:
