@@ -10,6 +10,7 @@ ARGS ?=
 PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
 	$(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
 bin := .venv/bin
+pip := $(bin)/python -m pip install --quiet --disable-pip-version-check
 sources := $(shell find proxy -name '*.py')
 
 .PHONY: demo test bench lint build clean
@@ -17,14 +18,14 @@ sources := $(shell find proxy -name '*.py')
 demo: build
 	@$(bin)/pgsluice demo $(ARGS)
 
-test: build
+test: build .venv/developing
 	$(bin)/pytest $(ARGS)
 	PGSLUICE_INTERPRETED=1 $(bin)/pytest -q --ignore=tests/integration --ignore=tests/drivers --ignore=tests/bench $(ARGS)
 
-bench: build
+bench: build .venv/developing
 	@$(bin)/python -m tests.bench $(ARGS)
 
-lint: .venv/installed
+lint: .venv/developing
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/mypy
@@ -41,10 +42,17 @@ clean:
 	@touch $@
 
 .venv/installed: .venv/python pyproject.toml
-	@echo "installing what pgsluice needs (a minute or two, once)"
-	@$(bin)/python -m pip install --quiet --disable-pip-version-check "hatchling>=1.27"
-	@PGSLUICE_NO_COMPILE=1 $(bin)/python -m pip install --quiet --disable-pip-version-check \
-		--no-build-isolation --editable '.[demo,dev]'
+	@echo "installing what pgsluice needs (once)"
+	@$(pip) "hatchling>=1.27"
+	@PGSLUICE_NO_COMPILE=1 $(pip) --no-build-isolation --editable '.[demo,build]'
+	@touch $@
+
+# Tests, benchmarks and lint need more than the demo, which is not kept waiting for it.
+.venv/developing: .venv/installed
+	@echo "installing what its tests need (once)"
+	@$(bin)/python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+		print(*project["optional-dependencies"]["dev"], sep="\n")' > .venv/developing.txt
+	@$(pip) --requirement .venv/developing.txt
 	@touch $@
 
 .venv/python:

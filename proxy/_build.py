@@ -8,13 +8,18 @@ PGSLUICE_NO_COMPILE=1, or no C compiler, gives a pure-Python build. An error in 
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__":
+    # Python puts this file's directory first, where our `http` would hide the standard library's.
+    sys.path.pop(0)
+
 import ast
 import hashlib
 import os
 import shlex
 import shutil
 import subprocess
-import sys
 import sysconfig
 import tempfile
 import tomllib
