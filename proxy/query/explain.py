@@ -7,6 +7,7 @@ from pglast.parser import ParseError, split
 from proxy.query.cache import IntentCache
 from proxy.query.functions import FunctionCatalog
 from proxy.query.intent import Intent
+from proxy.query.lexer import COMMENT, END, OTHER, Lexer
 
 
 def explain(
@@ -45,10 +46,24 @@ def _explained(intent: Intent) -> dict[str, object]:
 
 
 def _split(sql: str) -> list[str]:
-    """Return the statements in `sql` as the parser, or at least the lexer, tells them apart."""
-    for with_parser in (True, False):
-        try:
-            return list(split(sql, with_parser=with_parser))
-        except (ParseError, UnicodeError):
-            continue
-    return [sql]
+    """Return the statements in `sql` as the parser tells them apart; at semicolons where it has errors."""
+    try:
+        return list(split(sql))
+    except (ParseError, UnicodeError):
+        return _split_at_semicolons(sql.encode("utf-8", "surrogateescape"))
+
+
+def _split_at_semicolons(sql: bytes) -> list[str]:
+    statements: list[str] = []
+    lexer = Lexer(sql)
+    start = -1
+    while (kind := lexer.next()) != END:
+        if kind == OTHER and sql[lexer.start] == 0x3B:  # ;
+            if start >= 0:
+                statements.append(sql[start : lexer.start].decode("utf-8", "surrogateescape"))
+            start = -1
+        elif kind != COMMENT and start < 0:
+            start = lexer.start
+    if start >= 0:
+        statements.append(sql[start:].decode("utf-8", "surrogateescape"))
+    return statements

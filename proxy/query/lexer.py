@@ -62,7 +62,6 @@ class Lexer:
         self.start: i64 = 0
         self.end: i64 = 0
         self.spaced: bool = False  # white space or a comment stood before the token
-        self.cut: bool = False  # after ERROR: the text ends inside the token that began at `start`
 
     def next(self) -> i64:
         """Step to the next token and return its kind, END behind the last one; comments count as tokens."""
@@ -84,7 +83,7 @@ class Lexer:
         if kind == _DIGIT:
             return self._number(i)
         if kind == _BAD:
-            return self._error(False)
+            return self._error()
         following: u8 = text[i + 1] if i + 1 < size else 0
         if c == 0x27:  # '
             return self._string(i + 1, _PLAIN_STRING)
@@ -106,8 +105,7 @@ class Lexer:
         """Return the current token in lower case, as PostgreSQL folds keywords."""
         return self.text[self.start : self.end].decode("utf-8", "replace").lower()
 
-    def _error(self, cut: bool) -> i64:
-        self.cut = cut
+    def _error(self) -> i64:
         self.end = self.size
         return ERROR
 
@@ -158,12 +156,12 @@ class Lexer:
                 if i < size and (text[i] == 0x2B or text[i] == 0x2D):
                     i += 1
                 if i >= size or _CLASSES[text[i]] != _DIGIT:
-                    return self._error(i >= size)
+                    return self._error()
                 i = self._digits(i)
         if text[i - 1] == 0x5F or (
             i < size and (_CLASSES[text[i]] == _LETTER or _CLASSES[text[i]] == _DIGIT)
         ):
-            return self._error(False)  # "trailing junk after numeric literal"
+            return self._error()  # "trailing junk after numeric literal"
         self.end = i
         return NUMBER
 
@@ -195,7 +193,7 @@ class Lexer:
                 self.end = i
                 return STRING
             i = continued
-        return self._error(True)
+        return self._error()
 
     def _continuation(self, i: i64) -> i64:
         """Return where a constant goes on behind its closing quote, -1 if it doesn't.
@@ -227,7 +225,7 @@ class Lexer:
                     return QUOTED
                 i += 1
             i += 1
-        return self._error(True)
+        return self._error()
 
     def _dollar(self, following: u8) -> i64:
         """Read a parameter or a dollar-quoted constant."""
@@ -238,18 +236,18 @@ class Lexer:
             while i < size and _CLASSES[text[i]] == _DIGIT:
                 i += 1
             if i < size and (_CLASSES[text[i]] == _LETTER):
-                return self._error(False)
+                return self._error()
             self.end = i
             return PARAM
         if _CLASSES[following] == _LETTER:
             while i < size and (_CLASSES[text[i]] == _LETTER or _CLASSES[text[i]] == _DIGIT):
                 i += 1
         if i >= size or text[i] != 0x24:
-            return self._error(i >= size)
+            return self._error()
         tag = text[self.start : i + 1]
         close: i64 = text.find(tag, i + 1)
         if close < 0:
-            return self._error(True)
+            return self._error()
         self.end = close + len(tag)
         return STRING
 
@@ -277,7 +275,7 @@ class Lexer:
                 depth += 1
             else:
                 i += 1
-        return self._error(True)
+        return self._error()
 
 
 def normalize(text: bytes) -> bytes:

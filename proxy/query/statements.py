@@ -245,7 +245,6 @@ def _discard(node: Node, facts: Facts, nested: Nested) -> None:
         facts.settings["all"] = None
         facts.soil("DISCARD ALL")
         facts.unpins["all"] = None
-        facts.deallocates = "all"
     elif target == "TEMP":
         facts.unpins["temporary table"] = None
 

@@ -7,6 +7,7 @@ what stands behind it is caught by the reset that the connection gets, and by Po
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Final
 
 from proxy.query.facts import Facts
@@ -95,7 +96,7 @@ def _word(word: str, before: str, facts: Facts) -> None:
     elif word == "set_config":
         facts.set_unseen()
     elif word == "setseed" or word.startswith("dblink_connect"):
-        facts.keep(word, lasting=True)
+        facts.keep(word.partition("_")[0], lasting=True)
 
 
 def _statement(head: Sequence[str], facts: Facts) -> None:
@@ -137,7 +138,7 @@ def _pins(head: Sequence[str], facts: Facts) -> None:
         facts.keep("load", lasting=True)
     elif first == "prepare":
         facts.keep("prepare")
-    elif first == "declare" and "hold" in head:
+    elif first == "declare" and any(pair == ("with", "hold") for pair in pairwise(head)):
         facts.keep("hold cursor")
     elif first == "discard" and head[1:2] == ["all"]:
         facts.settings["all"] = None
