@@ -70,7 +70,11 @@ def shape_key(sql: bytes) -> bytes:
             return b""
         if kind == _POINT and not (i + 1 < size and _CLASSES[sql[i + 1]] == _DIGIT):
             i += 1
+            if i < size and sql[i] == 0x2E:
+                return b""  # .. is a token of its own: 1..2 isn't 1. and .2
             continue
+        if kind == _QUOTE and i > 0 and (sql[i - 1] | 0x20 == 0x62 or sql[i - 1] | 0x20 == 0x78):
+            return b""  # in b'' and x'' a doubled quote isn't a quote
         end = string_end(sql, i + 1, size) if kind == _QUOTE else number_end(sql, i, size)
         if end < 0:
             return b""
@@ -109,6 +113,8 @@ def number_end(sql: bytes, i: i64, size: i64) -> i64:
         i += 1
     if i < size and sql[i] == 0x2E:
         i += 1
+        if i < size and sql[i] == 0x2E:
+            return -1
         while i < size and _CLASSES[sql[i]] == _DIGIT:
             i += 1
     if i < size and sql[i] | 0x20 == 0x65:  # e
