@@ -1,0 +1,44 @@
+"""The corpus of texts with what is expected of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+_FILE: Final = Path(__file__).with_name("corpus.yaml")
+_DEFAULTS: Final[dict[str, Any]] = {
+    "begins": "",
+    "deallocates": "",
+    "ends": False,
+    "even_admin": False,
+    "executes": "",
+    "lasting": False,
+    "needs": "",
+    "pin": "",
+    "pool": "",
+    "prepares": "",
+    "refused": "",
+    "sets_pool": False,
+    "settings": [],
+    "statements": 1,
+    "unclean": "",
+    "unpins": [],
+}
+_OPTIONAL: Final = frozenset({"reason"})
+
+
+def cases() -> Iterator[dict[str, Any]]:
+    """Give each text of the corpus as a dict that says everything that is expected of it."""
+    for group in yaml.safe_load(_FILE.read_text("utf-8")):
+        common = {key: value for key, value in group.items() if key not in ("about", "texts", "reason")}
+        for entry in group["texts"]:
+            own = entry if isinstance(entry, dict) else {"text": entry}
+            case = {**_DEFAULTS, **common, **own}
+            if "reason" in group and not isinstance(entry, dict):
+                case["reason"] = group["reason"]
+            unknown = case.keys() - _DEFAULTS.keys() - _OPTIONAL - {"text", "intent", "target"}
+            assert not unknown, f"{unknown} at {case['text']}"
+            yield case

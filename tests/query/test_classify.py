@@ -1,0 +1,180 @@
+"""Every row of the routing table, by the corpus; and texts that are made to hurt."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import pytest
+
+from proxy.query.classify import classify, pool_hint
+from proxy.query.functions import FunctionCatalog
+from proxy.query.lexer import normalize
+from tests.query.corpus import cases
+
+CATALOG: Final = FunctionCatalog.builtin()
+CASES: Final = list(cases())
+
+
+def test_corpus_is_large() -> None:
+    assert len(CASES) > 250
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case["text"][:60] for case in CASES])
+def test_text_of_the_corpus(case: dict[str, Any]) -> None:
+    text = case["text"].encode()
+
+    intent = classify(text, CATALOG, normalize(text))
+
+    found = {
+        "intent": intent.kind,
+        "target": intent.target,
+        "reason": intent.reason,
+        "statements": intent.statements,
+        "begins": intent.begins,
+        "ends": intent.ends,
+        "pool": intent.pool,
+        "sets_pool": intent.sets_pool,
+        "settings": list(intent.settings),
+        "pin": intent.pin,
+        "unpins": list(intent.unpins),
+        "unclean": intent.unclean,
+        "lasting": intent.lasting,
+        "needs": "admin" if intent.needs_admin else "write" if intent.needs_write else "",
+        "prepares": intent.prepares,
+        "executes": intent.executes,
+        "deallocates": intent.deallocates,
+        "even_admin": intent.refused_for_admin,
+    }
+    expected = {key: value for key, value in case.items() if key not in ("text", "refused")}
+    assert {key: found[key] for key in expected} == expected
+    assert case["refused"] in intent.refused
+    assert bool(case["refused"]) == bool(intent.refused)
+
+
+def test_only_proven_reads_are_for_replicas() -> None:
+    for case in CASES:
+        intent = classify(case["text"].encode(), CATALOG)
+        if intent.target == "readonly":
+            assert intent.kind in ("read", "transaction", "session")
+            assert not intent.needs_write
+            assert not intent.needs_admin
+        if intent.kind == "unknown" and not intent.executes:
+            assert intent.fingerprint == ""
+            assert intent.literal_dependent
+
+
+def test_text_that_is_not_utf8_is_unknown() -> None:
+    intent = classify(b"SELECT '\xe9'", CATALOG)
+    assert (intent.kind, intent.target, intent.reason) == ("unknown", "primary", "not UTF-8")
+
+
+def test_what_cannot_be_lexed_is_described_by_its_hash() -> None:
+    intent = classify(b"SELECT 'x", CATALOG, normalize(b"SELECT 'x"))
+    assert intent.normalized == "<not parsed: 9 bytes, sha256 2869e47a6fe3ffde>"
+
+
+@pytest.mark.parametrize(
+    ("name", "volatility", "target"),
+    [("f", "s", "readonly"), ("f", "i", "readonly"), ("f", "v", "primary"), ("g", "i", "primary")],
+)
+def test_functions_are_those_of_the_catalogue(name: str, volatility: str, target: str) -> None:
+    catalog = FunctionCatalog.from_rows([("app", name, volatility)])
+    assert classify(b"SELECT app.f(1)", catalog).target == target
+
+
+def test_function_names_with_quotes_are_read() -> None:
+    catalog = FunctionCatalog.from_rows([("app", 'say "hi"\\', "s")])
+    assert classify(b'SELECT "say ""hi""\\"()', catalog).target == "readonly"
+
+
+def test_hint_is_the_first_of_a_comment_that_begins_with_it() -> None:
+    assert pool_hint(b"/* sluice: pool=a */ SELECT 1 /* sluice: pool=b */") == "a"
+    assert pool_hint(b"SELECT 'sluice: pool=a' /* or sluice: pool=b */") == ""
+
+
+def nested(before: str, opening: str, middle: str, closing: str, size: int = 16_384) -> bytes:
+    count = (size - len(before) - len(middle)) // (len(opening) + len(closing))
+    return (before + opening * count + middle + closing * count).encode()
+
+
+def repeated(before: str, unit: str, after: str = "", size: int = 16_384) -> bytes:
+    return (before + unit * ((size - len(before) - len(after)) // len(unit.encode())) + after).encode()
+
+
+HOSTILE: Final = {
+    "sum": repeated("SELECT 1", "+1"),
+    "sum of 32 KiB": repeated("SELECT 1", "+1", size=32_768),
+    "concatenation": repeated("SELECT a", "||a"),
+    "parentheses": nested("SELECT ", "(", "1", ")"),
+    "parentheses of 32 KiB": nested("SELECT ", "(", "1", ")", size=32_768),
+    "subqueries": nested("", "SELECT (", "SELECT 1", ")"),
+    "from": nested("SELECT * FROM ", "(SELECT * FROM ", "t", ") a"),
+    "case": nested("SELECT ", "CASE WHEN a THEN ", "1", " END"),
+    "case of 32 KiB": nested("SELECT ", "CASE WHEN a THEN ", "1", " END", size=32_768),
+    "functions": nested("SELECT ", "f(", "1", ")"),
+    "arrays": nested("SELECT ", "ARRAY[", "1", "]"),
+    "rows": nested("SELECT ", "ROW(", "1", ")"),
+    "CTEs": nested("", "WITH a AS (", "SELECT 1", ") SELECT 1"),
+    "joins": nested("SELECT 1 FROM ", "(", "a", " JOIN b ON c)"),
+    "unions": repeated("SELECT 1", " UNION SELECT 1"),
+    "casts": repeated("SELECT a", "::a"),
+    "not": repeated("SELECT ", "NOT ", "true"),
+    "unary operators": repeated("SELECT ", "- ", "1"),
+    "one operator": repeated("SELECT ", "+", "1"),
+    "many operators": repeated("SELECT 1", " " + "+" * 33 + " 1"),
+    "operator behind junk": repeated("SELECT $1x ", "+", "1"),
+    "comments": nested("SELECT 1", "/*", "", "*/"),
+    "columns": repeated("SELECT a", ",a"),
+    "calls": repeated("SELECT f()", ",f()"),
+    "set_config": repeated("SELECT ", "set_config('a','b',true),", "1"),
+    "values": repeated("INSERT INTO t VALUES ", "(1,2,3),", "(1,2,3)"),
+    "statements": repeated("", "SELECT 1;"),
+    "semicolons": repeated("", ";"),
+    "transactions": repeated("", "BEGIN;"),
+    "settings": repeated("", "SET a=b;"),
+    "one setting": repeated("SET a=b", ",b"),
+    "settings, not parsable": repeated("", "SET a=b;", "SELEC"),
+    "calls of procedures": repeated("", "CALL f();"),
+    "copies": repeated("", "COPY (SELECT 1) TO STDOUT;"),
+    "a table": repeated("CREATE TABLE t (", "a int,", "b int)"),
+    "accents": repeated("SELECT 1,", "é,", "1"),
+    "accents, not parsable": repeated("SELECT ", "é à ", "'"),
+    "quotes": repeated("SELECT ", "'"),
+    "quoted identifier": repeated("SELECT a", '"'),
+    "dollar quotes": repeated("SELECT ", "$$ $$,", "1"),
+    "dollars": repeated("SELECT ", "$"),
+    "control characters": repeated("SELECT ", "\x01"),
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+def test_hostile_text_is_decided(text: bytes) -> None:
+    intent = classify(text, CATALOG, normalize(text))
+    if intent.kind == "unknown":
+        assert intent.target == "primary"
+        assert intent.unclean == "not parsed"
+
+
+@pytest.mark.parametrize("name", ["one operator", "many operators", "operator behind junk", "comments"])
+def test_text_that_would_keep_the_parser_busy_is_not_parsed(name: str) -> None:
+    assert classify(HOSTILE[name], CATALOG).reason == "made to be slow to parse"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"SELECT 1 " + b"-" * 200,
+        b"/" + b"*" * 200 + b"/ SELECT 1",
+        b"SELECT '" + b"=" * 200 + b"'",
+        b'SELECT 1 AS "' + b"=" * 60 + b'"',
+        b"SELECT 1" + b" /* b */" * 90,
+    ],
+)
+def test_rulers_in_comments_and_strings_are_harmless(text: bytes) -> None:
+    assert classify(text, CATALOG).kind == "read"
+
+
+@pytest.mark.parametrize("hidden", ["nextval('s')", "(SELECT a FROM t FOR UPDATE)", "f(1)"])
+def test_depth_hides_nothing(hidden: str) -> None:
+    text = ("SELECT " + "- " * 2_000 + hidden).encode()
+    assert classify(text, CATALOG).target == "primary"
