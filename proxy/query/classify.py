@@ -72,7 +72,7 @@ def classify(sql: bytes, catalog: FunctionCatalog, normalized: bytes = b"") -> I
         return not_parsed(sql, len(sql), "not UTF-8")
     except ParseError:
         return not_parsed(sql, len(sql), "parse error")
-    except (RecursionError, LookupError, TypeError, ValueError):
+    except (RecursionError, AttributeError, LookupError, TypeError, ValueError):
         # A tree too deep or too large to be read, or of another form than this program knows.
         return not_parsed(sql, len(sql), "not understood")
     if facts.statements != 1:
