@@ -83,7 +83,8 @@ def run(workload: Workload, rig: Rig, seconds: float, scratch: Path) -> Run:
     tps = re.search(r"^tps = ([\d.]+)", done.stdout, re.MULTILINE)
     failed = re.search(r"failed transactions: (\d+)", done.stdout)
     if done.returncode or not transactions or not tps or (failed and int(failed[1])):
-        raise SystemExit(f"pgbench on {rig.name}: {' '.join(command)}\n{done.stdout}{done.stderr[-4000:]}")
+        said = f"{done.stdout}{done.stderr[-4000:]}"
+        raise SystemExit(f"pgbench on {rig.name} (too short a run?): {' '.join(command)}\n{said}")
     return Run(float(tps[1]), used / max(1, int(transactions[1])) * 1e6)
 
 

@@ -83,7 +83,7 @@ class Rig:
 
 
 @contextmanager
-def rigs(wanted: list[str]) -> Iterator[tuple[list[Rig], str]]:
+def rigs(wanted: list[str], pool_size: int = POOL_SIZE) -> Iterator[tuple[list[Rig], str]]:
     """Start PostgreSQL and what is `wanted` of direct, pgbouncer and pgsluice; stop all of it at the end.
 
     Gives the rigs, and the superuser's connection URI.
@@ -95,7 +95,9 @@ def rigs(wanted: list[str]) -> Iterator[tuple[list[Rig], str]]:
             cluster = stack.enter_context(Cluster(directory / "postgresql", replicas=0, settings=settings))
             passwords = _install(cluster)
             makers = {"direct": _direct, "pgbouncer": _pgbouncer, "pgsluice": _pgsluice}
-            running = [stack.enter_context(makers[name](cluster, directory, passwords)) for name in wanted]
+            running = [
+                stack.enter_context(makers[name](cluster, directory, passwords, pool_size)) for name in wanted
+            ]
             yield running, cluster.primary.dsn(DATABASE)
     finally:
         shutil.rmtree(directory)
@@ -137,7 +139,7 @@ def _install(cluster: Cluster) -> dict[str, str]:
 
 
 @contextmanager
-def _direct(cluster: Cluster, directory: Path, passwords: dict[str, str]) -> Iterator[Rig]:
+def _direct(cluster: Cluster, directory: Path, passwords: dict[str, str], pool_size: int) -> Iterator[Rig]:
     with psycopg.connect(cluster.primary.dsn()) as admin:
         row = admin.execute("SHOW server_version").fetchone()
     version = f"PostgreSQL {row[0]}" if row else ""
@@ -145,7 +147,7 @@ def _direct(cluster: Cluster, directory: Path, passwords: dict[str, str]) -> Ite
 
 
 @contextmanager
-def _pgbouncer(cluster: Cluster, directory: Path, passwords: dict[str, str]) -> Iterator[Rig]:
+def _pgbouncer(cluster: Cluster, directory: Path, passwords: dict[str, str], pool_size: int) -> Iterator[Rig]:
     program = pgbouncer_program()
     if program is None:
         raise SystemExit("PgBouncer is missing: install it, or name it by PGBOUNCER=path")
@@ -173,7 +175,7 @@ def _pgbouncer(cluster: Cluster, directory: Path, passwords: dict[str, str]) -> 
         "auth_type = scram-sha-256",
         f"auth_file = {home / 'userlist.txt'}",
         "pool_mode = transaction",
-        f"default_pool_size = {POOL_SIZE}",
+        f"default_pool_size = {pool_size}",
         "max_client_conn = 5000",
         "max_prepared_statements = 200" if prepares else "",
         f"logfile = {home / 'log'}",
@@ -194,14 +196,15 @@ def _pgbouncer(cluster: Cluster, directory: Path, passwords: dict[str, str]) -> 
 
 
 @contextmanager
-def _pgsluice(cluster: Cluster, directory: Path, passwords: dict[str, str]) -> Iterator[Rig]:
+def _pgsluice(cluster: Cluster, directory: Path, passwords: dict[str, str], pool_size: int) -> Iterator[Rig]:
     import proxy
 
     home = directory / "pgsluice"
     home.mkdir()
     with psycopg.connect(cluster.primary.dsn(DATABASE)) as admin:
         row = admin.execute(
-            "SELECT sluice.generate_api_key('benchmark', 'bench@example.com', %s)", (Jsonb(["read:tasks"]),)
+            "SELECT sluice.generate_api_key('benchmark', 'bench@example.com', %s)",
+            (Jsonb(["read:tasks", "write:tasks"]),),
         ).fetchone()
     assert row is not None
     key = str(row[0]["api_key"])
@@ -219,8 +222,8 @@ def _pgsluice(cluster: Cluster, directory: Path, passwords: dict[str, str]) -> I
                 "control": {"user": "sluice_control", "password": passwords["sluice_control"]},
                 "hosts": [{"name": "main", "host": "127.0.0.1", "port": cluster.primary.port}],
                 "pools": {
-                    "primary": pool("app_rw", POOL_SIZE),
-                    "readonly": pool("app_ro", POOL_SIZE),
+                    "primary": pool("app_rw", pool_size),
+                    "readonly": pool("app_ro", pool_size),
                     "admin": pool("app_admin", 2),
                 },
             }
