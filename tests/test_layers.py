@@ -12,10 +12,11 @@ ROOT = Path(__file__).parent.parent
 LAYERS = """
     resources errors tasks
     wire
-    config logs
+    config
     query
     auth
     observe
+    logs
     transport
     upstream
     session
