@@ -262,7 +262,7 @@ def run(
     if as_json:
         print(json.dumps(result, default=lambda each: vars(each) if isinstance(each, Status) else str(each)))
     elif action not in {"up", "rollback"}:
-        print(*result, sep="\n")
+        print(*result or ["every file is as it was applied"], sep="\n")
     return 1 if action == "validate" and result else 0
 
 
