@@ -195,7 +195,7 @@ class Proxy:
                 maximum=pool.limits.maximum,
                 active=len(pool.servers) - pool.idle_count - len(pool.resetting),
                 idle=pool.idle_count,
-                waiting=len(pool.waiters),
+                waiting=pool.waiters.length,
                 stats=pool.stats,
                 pinned=pool.pinned,
                 busy=pool.opening + len(pool.resetting),
@@ -267,14 +267,14 @@ class Proxy:
             self.access_log.buffer.event("cancel", time.time(), session.log_part)
 
     def _key_changed(self, key_id: str, key: Key | None) -> None:
-        """End the sessions of a key that was revoked or has expired; the others get to know what changed."""
+        """End the sessions of a key that was revoked, has expired or may do something else now."""
         for session in self.sessions.of_key(key_id):
-            if key is None or not key.valid(time.time()):
-                session.database.stats.revocations += 1
-                self.access_log.buffer.event("revoked", time.time(), session.log_part)
-                session.fatal(KeyRevoked())
-            else:
+            if key is not None and key.valid(time.time()) and key.identity == session.key.identity:
                 session.key = key
+                continue
+            self.stats.revocations += 1
+            self.access_log.buffer.event("revoked", time.time(), session.log_part)
+            session.fatal(KeyRevoked())
 
     async def _sweep(self) -> None:
         """End what takes too long: expired keys, statements, silent transactions."""

@@ -170,7 +170,7 @@ class KeyRevoked(ClientError):
 
     sqlstate = "57P01"
     code = "INVALID_API_KEY"
-    default_message = "terminating connection because its API key was revoked or has expired"
+    default_message = "terminating connection because its API key was revoked, has expired or was changed"
 
 
 class UnknownDatabase(ClientError):

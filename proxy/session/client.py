@@ -181,6 +181,10 @@ class ClientLogin(asyncio.Protocol):
                 key_id = key.id
                 database = self._database(startup)
                 session, reports = await self._open(startup, key, database)
+                again = await self._keys(startup).get(key_id)
+                if again is None or not again.valid(time.time()):
+                    # Revoked while it logged in: nobody could close a session that was not there yet.
+                    raise InvalidApiKey(_why_not(again))
             self._start(session, reports, database)
         except ClientError as error:
             self._refused(startup, key_id, error)

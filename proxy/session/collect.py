@@ -13,8 +13,19 @@ from proxy.errors import ClientError, FeatureNotSupported, ProtocolViolation
 from proxy.query.cache import IntentCache
 from proxy.query.prepared import Statement, StatementCache
 from proxy.session.unit import Message
-from proxy.wire.codes import FE_BIND, FE_CLOSE, FE_DESCRIBE, FE_EXECUTE, FE_PARSE, HEADER, MAX_HELD
+from proxy.wire.codes import (
+    FE_BIND,
+    FE_CLOSE,
+    FE_DESCRIBE,
+    FE_EXECUTE,
+    FE_FLUSH,
+    FE_PARSE,
+    FE_SYNC,
+    HEADER,
+    MAX_HELD,
+)
 from proxy.wire.messages import cstring_end
+from proxy.wire.replies import BIND, CLOSE, DESCRIBE, EXECUTE, NOTHING, PARSE, SYNC
 
 _NO_TYPES: Final = b"\0\0"
 
@@ -88,8 +99,10 @@ def read_message(
         name_end: i64 = cstring_end(data, portal_end + 1, limit)
         name = data[portal_end + 1 : name_end]
         statement = statements.get(name)
-        message = Message(kind, data, start, end, statement)
+        message = Message(kind, BIND, data, start, end, statement)
         message.name = name
+        message.name_start = portal_end + 1
+        message.name_end = name_end
         if statement is None:
             message.error = _undefined(name)
         elif portal_end == body:
@@ -107,13 +120,14 @@ def read_message(
             statement = statements.unnamed_portal
         else:
             statement = statements.portals.get(data[body:portal_end])
-        message = Message(kind, data, start, end, statement)
+        message = Message(kind, EXECUTE, data, start, end, statement)
         if statement is not None:
             message.intent = statement.intent
         return message
     if kind == FE_PARSE:
         return _parse(statements, intents, shared, data, start, end)
     if kind == FE_DESCRIBE or kind == FE_CLOSE:
+        owed: i64 = DESCRIBE if kind == FE_DESCRIBE else CLOSE
         name_end = cstring_end(data, body + 1, limit)
         if name_end + 1 != end:
             raise ProtocolViolation("invalid Describe or Close message")
@@ -122,9 +136,9 @@ def read_message(
         if target != _STATEMENT:
             if target != 0x50:
                 raise ProtocolViolation("invalid subtype of a Describe or Close message")
-            return Message(kind, data, start, end, None)
+            return Message(kind, owed, data, start, end, None)
         statement = statements.get(name)
-        message = Message(kind, data, start, end, statement)
+        message = Message(kind, owed, data, start, end, statement)
         message.name = name
         if kind == FE_CLOSE:
             if name:
@@ -134,7 +148,11 @@ def read_message(
         elif statement is None:
             message.error = _undefined(name)
         return message
-    return Message(kind, data, start, end, None)
+    if kind == FE_SYNC:
+        return Message(kind, SYNC, data, start, end, None)
+    if kind == FE_FLUSH:
+        return Message(kind, NOTHING, data, start, end, None)
+    raise ProtocolViolation(f"invalid frontend message type {kind}")
 
 
 def _parse(
@@ -153,7 +171,7 @@ def _parse(
         if len(types) < 2 or (len(types) - 2) % 4 != 0:
             raise ProtocolViolation("invalid Parse message")
     statement = shared.get(sql, types, intents.lookup(sql))
-    message = Message(0x50, data, start, end, statement)
+    message = Message(FE_PARSE, PARSE, data, start, end, statement)
     message.name = name
     if not name:
         statements.unnamed = statement

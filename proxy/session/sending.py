@@ -10,6 +10,7 @@ from typing import Final, final
 
 from mypy_extensions import i64
 
+from proxy.errors import ClientError
 from proxy.query.prepared import Statement
 from proxy.session.unit import Message, Unit
 from proxy.upstream.server import Server
@@ -29,11 +30,10 @@ from proxy.wire.messages import (
 )
 from proxy.wire.replies import (
     BIND,
-    CLOSE,
-    DESCRIBE,
     EXECUTE,
     FAKE,
     FORWARD,
+    NOTHING,
     PARSE,
     QUERY,
     REPLACE,
@@ -46,16 +46,6 @@ _REFUSED: Final = b"_sluice_refused"
 """A statement and portal that never exist: binding it is an error for certain, which one of ours replaces."""
 
 _FAILING_QUERY: Final = query(b"this statement was refused by the proxy")
-
-
-@final
-class Prepared:
-    """What a Parse or Close changed, for the reply queue to hand back where it failed."""
-
-    def __init__(self, name: bytes, statement: Statement, on_server: bool) -> None:
-        self.name = name
-        self.statement = statement
-        self.on_server = on_server
 
 
 @final
@@ -84,21 +74,30 @@ class Writer:
         self._end = end
 
     def write_to(self, server: Server) -> None:
-        """Send everything in one write."""
-        self._flush()
+        """Send everything in one write, and be ready for the next."""
         chunks = self.chunks
-        if len(chunks) == 1:
-            server.transport.write(chunks[0])
-        elif chunks:
-            server.transport.write(b"".join(chunks))
+        if not chunks:
+            if self._end > self._start:
+                server.transport.write(self._span())
+                self._forget()
+            return
+        self._flush()
+        self.chunks = []
+        server.transport.write(b"".join(chunks))
+
+    def _span(self) -> bytes:
+        data = self._data
+        n: i64 = len(data)
+        if self._start == 0 and self._end >= n:
+            return data
+        return data[self._start : self._end]
 
     def _flush(self) -> None:
         if self._end > self._start:
-            n: i64 = len(self._data)
-            if self._start == 0 and self._end >= n:
-                self.chunks.append(self._data)
-            else:
-                self.chunks.append(self._data[self._start : self._end])
+            self.chunks.append(self._span())
+        self._forget()
+
+    def _forget(self) -> None:
         self._data = b""
         self._start = 0
         self._end = 0
@@ -131,76 +130,81 @@ def write_prelude(server: Server, settings: list[tuple[str, str]], out: Writer) 
 
 
 def write_unit(server: Server, unit: Unit, out: Writer, now: float, in_transaction: bool) -> None:
-    """Write the messages of `unit` and queue what the server will owe, up to the first that is refused."""
+    """Write the messages of `unit` and queue what the server will owe, up to the first that is refused.
+
+    The messages are their own replies; the client's bytes are let go of.
+    """
     replies = server.replies
-    for message in unit.messages:
+    message = unit.first
+    while message is not None:
+        following = message.following
+        message.following = None
         if message.error is not None:
-            _write_refusal(server, unit, message, out)
+            _write_refusal(server, unit, message, message.error, out)
             return
-        kind = message.kind
-        if kind == FE_QUERY:
-            # A simple query destroys the unnamed statement (manual, "Extended Query").
-            server.unnamed = None
-            replies.push(_measured(QUERY, message, now, in_transaction))
-        elif kind == FE_BIND:
-            _ensure_parsed(server, message, out)
-            replies.push(Reply(BIND, FORWARD))
-            if message.name and message.statement is not None:
-                out.put(bind_renamed(message.data, message.start, message.end, message.statement.name))
-                continue
-        elif kind == FE_EXECUTE:
-            replies.push(_measured(EXECUTE, message, now, in_transaction))
-        elif kind == FE_PARSE:
+        code = message.message_code
+        if code == FE_QUERY or code == FE_EXECUTE:
+            message.sent_at = now
+            message.bytes_in = message.end - message.start
+            message.in_transaction = in_transaction
+            if code == FE_QUERY:
+                # A simple query destroys the unnamed statement (manual, "Extended Query").
+                server.unnamed = None
+        elif code == FE_BIND or code == FE_DESCRIBE:
+            statement = message.statement
+            if statement is not None:
+                if message.name:
+                    _ensure_named(server, statement, out)
+                elif server.unnamed is not statement:
+                    server.unnamed = statement
+                    out.put(statement.unnamed_message())
+                    replies.push(Reply(PARSE, SKIP))
+        elif code == FE_PARSE:
             if message.name:
                 _write_named_parse(server, message, out)
+                message.data = b""
+                message = following
                 continue
             server.unnamed = message.statement
-            replies.push(Reply(PARSE, FORWARD))
-        elif kind == FE_DESCRIBE:
-            _ensure_parsed(server, message, out)
-            replies.push(Reply(DESCRIBE, FORWARD))
-            if message.name and message.statement is not None:
-                out.put(describe_renamed(FE_DESCRIBE, message.statement.name))
-                continue
-        elif kind == FE_CLOSE:
-            if message.name:
-                # Other clients use the statement too; only this client's name for it goes.
-                closed = message.statement
-                subject = Prepared(message.name, closed, False) if closed is not None else None
-                replies.push(Reply(CLOSE, FAKE, subject, CLOSE_COMPLETE))
-                continue
-            replies.push(Reply(CLOSE, FORWARD))
-        elif kind == FE_SYNC:
-            replies.push(Reply(SYNC_REPLY, FORWARD))
-        out.copy(message.data, message.start, message.end)
+        elif code == FE_CLOSE and message.name:
+            # Other clients use the statement too; only this client's name for it goes.
+            message.mode = FAKE
+            message.payload = CLOSE_COMPLETE
+            message.data = b""
+            replies.push(message)
+            message = following
+            continue
+        if message.name and message.statement is not None:
+            if code == FE_BIND:
+                out.put(
+                    bind_renamed(
+                        message.data,
+                        message.start,
+                        message.end,
+                        message.name_start,
+                        message.name_end,
+                        message.statement.name,
+                    )
+                )
+            else:
+                out.put(describe_renamed(code, message.statement.name))
+        else:
+            out.copy(message.data, message.start, message.end)
+        message.data = b""
+        if message.kind != NOTHING:
+            replies.push(message)
+        message = following
 
 
-def _measured(kind: i64, message: Message, now: float, in_transaction: bool) -> Reply:
-    """Return the reply of a Query or Execute, with what the access log wants to know of it."""
-    reply = Reply(kind, FORWARD, message.intent)
-    reply.queued_at = message.queued_at
-    reply.sent_at = now
-    reply.bytes_in = message.end - message.start
-    reply.in_transaction = in_transaction
-    return reply
-
-
-def _ensure_parsed(server: Server, message: Message, out: Writer) -> None:
-    """Parse the statement that `message` uses where the server connection lacks it."""
-    statement = message.statement
-    if statement is None:
+def _ensure_named(server: Server, statement: Statement, out: Writer) -> None:
+    """Prepare a named statement where the server connection lacks it."""
+    if server.holds(statement):
         return
-    if message.name:
-        if not server.holds(statement):
-            closing = server.hold(statement)
-            if closing:
-                out.put(closing)
-            out.put(statement.parse_message)
-            server.replies.push(Reply(PARSE, SKIP, Prepared(b"", statement, True)))
-    elif server.unnamed is not statement:
-        server.unnamed = statement
-        out.put(statement.unnamed_message())
-        server.replies.push(Reply(PARSE, SKIP))
+    closing = server.hold(statement)
+    if closing:
+        out.put(closing)
+    out.put(statement.parse_message)
+    server.replies.push(Reply(PARSE, SKIP, statement))
 
 
 def _write_named_parse(server: Server, message: Message, out: Writer) -> None:
@@ -208,23 +212,24 @@ def _write_named_parse(server: Server, message: Message, out: Writer) -> None:
     statement = message.statement
     assert statement is not None
     if server.holds(statement):
-        server.replies.push(Reply(PARSE, FAKE, Prepared(message.name, statement, False), PARSE_COMPLETE))
-        return
-    closing = server.hold(statement)
-    if closing:
-        out.put(closing)
-    out.put(statement.parse_message)
-    server.replies.push(Reply(PARSE, FORWARD, Prepared(message.name, statement, True)))
+        message.mode = FAKE
+        message.payload = PARSE_COMPLETE
+    else:
+        message.prepares = True
+        closing = server.hold(statement)
+        if closing:
+            out.put(closing)
+        out.put(statement.parse_message)
+    server.replies.push(message)
 
 
-def _write_refusal(server: Server, unit: Unit, message: Message, out: Writer) -> None:
+def _write_refusal(server: Server, unit: Unit, message: Message, error: ClientError, out: Writer) -> None:
     """Make the transaction fail on the server too, and put the proxy's error in the place of the server's.
 
     A Sync alone would commit what stands before the refused message.
     """
-    assert message.error is not None
-    payload = error_response(message.error)
-    if message.kind == FE_QUERY:
+    payload = error_response(error)
+    if message.message_code == FE_QUERY:
         server.replies.push(Reply(QUERY, REPLACE, None, payload))
         out.put(_FAILING_QUERY)
         return

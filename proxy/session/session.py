@@ -35,10 +35,11 @@ from proxy.errors import (
 from proxy.observe.record import route_part
 from proxy.query.intent import READ, Intent
 from proxy.query.parameters import Profile
+from proxy.query.prepared import Statement
 from proxy.query.route import Route, choose, pool_problem, refusal
 from proxy.session.collect import ClientStatements, read_message
 from proxy.session.database import Database
-from proxy.session.sending import Prepared, Writer, write_prelude, write_unit
+from proxy.session.sending import Writer, write_prelude, write_unit
 from proxy.session.settings import default_for, read_back_query, settings_for
 from proxy.session.unit import MAX_BYTES, Message, Unit
 from proxy.upstream.errand import Rollback
@@ -46,11 +47,9 @@ from proxy.upstream.pool import Pool
 from proxy.upstream.server import Borrower, Server
 from proxy.wire.codes import (
     FE_BIND,
-    FE_CLOSE,
     FE_COPY_DATA,
     FE_COPY_DONE,
     FE_COPY_FAIL,
-    FE_DESCRIBE,
     FE_EXECUTE,
     FE_FLUSH,
     FE_FUNCTION_CALL,
@@ -104,8 +103,6 @@ _HIDDEN: Final = frozenset(
     [b"in_hot_standby", b"default_transaction_read_only", b"session_authorization", b"is_superuser"]
 )
 
-_EXTENDED: Final = frozenset([FE_BIND, FE_CLOSE, FE_DESCRIBE, FE_EXECUTE, FE_PARSE])
-
 
 
 @final
@@ -147,7 +144,9 @@ class Session(Borrower):
         self.reading_paused = False
         # The unit that is being collected, and one that is complete but waits for a server connection.
         self.unit = Unit()
+        self.spare = Unit()
         self.held_unit: Unit | None = None
+        self.out = Writer()
         # Bytes of a long message that still have to pass; to the server or to nowhere.
         self.stream_left: i64 = 0
         self.stream_to_server = False
@@ -301,11 +300,11 @@ class Session(Borrower):
         else:
             # Longer than what is parsed; the rest streams behind.
             intent = self.database.intents.lookup_prefix(data[start + HEADER : n], end - start - HEADER - 1)
-        message = Message(FE_QUERY, data, start, end, None)
+        message = Message(FE_QUERY, QUERY, data, start, end, None)
         message.intent = intent
         message.queued_at = now
         unit = self.unit
-        if unit.messages:
+        if unit.first is not None:
             # A Query in the middle of an extended unit: what stands before it goes out first.
             self._dispatch(unit, now)
             if self.waits != 0:
@@ -319,7 +318,6 @@ class Session(Borrower):
             message.error = self._admit(intent, now)
         self.statements.unnamed = None
         unit.uses(intent)
-        unit.executes = True
         unit.ended_by = FE_QUERY
         unit.add(message)
         self._dispatch(unit, now)
@@ -350,14 +348,12 @@ class Session(Borrower):
             unit.uses(statement.intent)
         if kind == FE_EXECUTE:
             message.queued_at = now
-            unit.executes = True
             intent = message.intent
-            if intent is not None and message.error is None and unit.refused_at < 0:
-                message.error = self._admit(intent, now)
+            if intent is not None and unit.refused is None:
+                if intent.kind != READ or intent.refused or self.bucket is not None:
+                    message.error = self._admit(intent, now)
         elif kind == FE_SYNC or kind == FE_FLUSH:
             unit.ended_by = kind
-        elif kind not in _EXTENDED:
-            raise ProtocolViolation(f"invalid frontend message type {kind}")
         unit.add(message)
         if unit.ended_by != 0 or self.stream_left > 0 or unit.bytes > MAX_BYTES:
             self._dispatch(unit, now)
@@ -443,7 +439,7 @@ class Session(Borrower):
         self.forward(command_complete(b"SET" if pool else b"RESET") + ready(status))
 
     def _refuse_function_call(self, now: float) -> None:
-        if self.unit.messages:
+        if self.unit.first is not None:
             self._dispatch(self.unit, now)
         self.stream_to_server = False
         self._fail_unit(FeatureNotSupported("the function call sub-protocol is not supported", hint="Use SELECT."), True)
@@ -460,19 +456,21 @@ class Session(Borrower):
 
     def _dispatch(self, unit: Unit, now: float) -> None:
         """Send `unit` to the server connection that it belongs to, or let it wait for one."""
-        self.unit = Unit()
+        if unit is self.unit:
+            self.unit = self.spare
+            self.spare = unit
         server = self.server
         if server is None:
-            if unit.refused_at >= 0 and not _executes_before(unit):
-                refused = unit.messages[unit.refused_at].error
-                assert refused is not None
-                self._forget_unsent(unit)
-                self._fail_unit(refused, unit.ended_by == FE_QUERY or unit.ended_by == FE_SYNC)
+            refused = unit.refused
+            if refused is not None and not unit.runs_before_refused:
+                assert refused.error is not None
+                self._answer_unsent(unit, refused.error)
                 return
-            if len(unit.messages) == 1 and unit.ended_by != FE_QUERY and unit.ended_by != 0:
+            if unit.length == 1 and unit.ended_by != FE_QUERY and unit.ended_by != 0:
                 # A Sync or Flush alone: nothing is outstanding.
                 if unit.ended_by == FE_SYNC:
                     self.forward(READY_IDLE)
+                unit.clear()
                 return
         elif not (self.in_transaction or self.pinned or self.awaits_sync):
             if server.replies.head is not None:
@@ -534,7 +532,7 @@ class Session(Borrower):
 
     def _send(self, server: Server, unit: Unit, now: float) -> None:
         """Send `unit`, behind whatever the server connection lacks, in one write."""
-        out = Writer()
+        out = self.out
         idle = not (self.in_transaction or self.awaits_sync) and server.replies.head is None
         if idle and (
             now >= server.renew_at or server.label != self.identity or server.profile is not self.profile
@@ -544,7 +542,9 @@ class Session(Borrower):
         for intent in unit.special:
             error = self._before(server, intent)
             if error is not None:
-                unit.messages[0].error = error
+                first = unit.first
+                if first is not None:
+                    first.error = error
                 break
         was_empty = server.replies.head is None
         write_unit(server, unit, out, now, self.in_transaction)
@@ -556,6 +556,7 @@ class Session(Borrower):
                 self.in_transaction = False
         ended = unit.ended_by
         self.awaits_sync = ended != FE_QUERY and ended != FE_SYNC
+        unit.clear()
         out.write_to(server)
         if was_empty:
             server.replies.start()
@@ -603,7 +604,7 @@ class Session(Borrower):
         self.waits |= _FOR_SERVER
         self.waiting_since = now
         server.unclean = "settings of another session"
-        pool.waiters.appendleft(self)
+        pool.waiters.append_first(self)
         pool.give_back(server, now)
 
     def _drop_unit(self, unit: Unit, error: ClientError) -> None:
@@ -664,12 +665,12 @@ class Session(Borrower):
 
     def executed(self, reply: Reply) -> None:
         """Record a statement that was answered."""
-        intent = reply.subject
-        if not isinstance(intent, Intent):
+        if not isinstance(reply, Message):
             return
+        intent = reply.intent
         server = self.server
         pool = self.pool
-        if server is None or pool is None:
+        if server is None or pool is None or intent is None:
             return
         if reply.sqlstate:
             if self.prelude_under_way:
@@ -722,16 +723,18 @@ class Session(Borrower):
 
     def undone(self, reply: Reply) -> None:
         """Take back what a Parse or Close that failed had changed."""
-        subject = reply.subject
-        if not isinstance(subject, Prepared):
-            return
-        if reply.kind == PARSE:
-            if subject.name:
-                self.statements.named.pop(subject.name, None)
-            if subject.on_server and self.server is not None:
-                self.server.statements.pop(subject.statement.number, None)
-        else:
-            self.statements.named[subject.name] = subject.statement
+        if isinstance(reply, Message):
+            statement = reply.statement
+            if statement is None or not reply.name:
+                return
+            if reply.kind == PARSE:
+                self.statements.named.pop(reply.name, None)
+                if reply.prepares and self.server is not None:
+                    self.server.statements.pop(statement.number, None)
+            else:
+                self.statements.named[reply.name] = statement
+        elif isinstance(reply.subject, Statement) and self.server is not None:
+            self.server.statements.pop(reply.subject.number, None)
 
     def shows(self, name: bytes, value: bytes) -> bool:
         """Tell whether the client is to see this ParameterStatus: only what changes for itself."""
@@ -747,7 +750,8 @@ class Session(Borrower):
 
     def injected_failed(self, reply: Reply, data: bytes, start: i64, end: i64) -> None:
         """End the session: its identity or parameters could not be set, so nothing may run for it there."""
-        if reply.kind == PARSE and isinstance(reply.subject, Prepared):
+        if isinstance(reply.subject, Statement):
+            # A statement that no longer parses: its Bind fails too, and the client is told.
             return
         reason = error_fields(data, start, end).get("M", "")
         log.error("session %d: the server refused its identity or parameters: %s", self.pid, reason)
@@ -864,20 +868,24 @@ class Session(Borrower):
             self.transport.pause_reading()
 
     def _unsent(self, unit: Unit, error: ClientError) -> None:
-        """Answer a unit of which nothing was sent with `error`."""
-        self._forget_unsent(unit)
+        """Answer and record a unit of which nothing could be sent."""
         intent = unit.intent
         if intent is not None:
             self._denied(intent, error)
+        self._answer_unsent(unit, error)
+
+    def _answer_unsent(self, unit: Unit, error: ClientError) -> None:
+        """Answer a unit of which nothing was sent with `error`, and take back the names that it had prepared."""
+        message = unit.first
+        while message is not None:
+            if message.message_code == FE_PARSE and message.name and message.error is None:
+                self.statements.named.pop(message.name, None)
+            message = message.following
         if self.stream_left > 0:
             self.stream_to_server = False
-        self._fail_unit(error, unit.ended_by == FE_QUERY or unit.ended_by == FE_SYNC)
-
-    def _forget_unsent(self, unit: Unit) -> None:
-        """Take back the names that a unit which is not sent had prepared."""
-        for message in unit.messages:
-            if message.kind == FE_PARSE and message.name and message.error is None:
-                self.statements.named.pop(message.name, None)
+        ends = unit.ended_by == FE_QUERY or unit.ended_by == FE_SYNC
+        unit.clear()
+        self._fail_unit(error, ends)
 
     def cancel(self) -> Server | None:
         """Cancel what the session does; returns the server connection that a CancelRequest has to reach."""
@@ -974,13 +982,3 @@ class Session(Borrower):
             self.pinned = ""
             if self.pool is not None:
                 self.pool.pinned -= 1
-
-
-def _executes_before(unit: Unit) -> bool:
-    """Tell whether a statement runs before the one that is refused."""
-    for at, message in enumerate(unit.messages):
-        if at >= unit.refused_at:
-            return False
-        if message.kind == FE_EXECUTE:
-            return True
-    return False

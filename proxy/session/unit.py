@@ -13,29 +13,40 @@ from mypy_extensions import i64
 from proxy.errors import ClientError
 from proxy.query.intent import READ, READONLY, Intent
 from proxy.query.prepared import Statement
+from proxy.wire.codes import FE_EXECUTE
+from proxy.wire.replies import FORWARD, Reply
 
 MAX_BYTES: Final = 262_144
 """A unit longer than this goes to a server before its Sync has come: one full read of a socket."""
 
 
 @final
-class Message:
-    """One message of a unit: data[start:end], where `end` may lie behind what has been received of it.
+class Message(Reply):
+    """One message of a client, data[start:end], and the reply that it will be owed.
 
-    `statement` is what it prepares, binds, describes or executes. With `error` set the message is not sent: the
-    client gets that instead.
+    `end` may lie behind what has been received. `statement` is what the message prepares, binds, describes or
+    closes, under the client's `name`; `intent` what a Query or Execute runs. With `error` set the message is not
+    sent: the client gets that instead.
     """
 
-    def __init__(self, kind: i64, data: bytes, start: i64, end: i64, statement: Statement | None) -> None:
-        self.kind: i64 = kind
+    def __init__(
+        self, code: i64, owed: i64, data: bytes, start: i64, end: i64, statement: Statement | None
+    ) -> None:
+        super().__init__(owed, FORWARD)
+        self.message_code: i64 = code
         self.data = data
         self.start: i64 = start
         self.end: i64 = end
         self.statement: Statement | None = statement
         self.intent: Intent | None = None
         self.name: bytes = b""
+        # Where the statement's name stands in a Bind.
+        self.name_start: i64 = 0
+        self.name_end: i64 = 0
         self.error: ClientError | None = None
-        self.queued_at: float = 0.0
+        # It is the first to prepare its statement on the server connection.
+        self.prepares = False
+        self.following: Message | None = None
 
 
 @final
@@ -43,26 +54,53 @@ class Unit:
     """Messages in the order in which they came, and what they deserve together."""
 
     def __init__(self) -> None:
-        self.messages: list[Message] = []
+        self.first: Message | None = None
+        self.last: Message | None = None
+        self.length: i64 = 0
         self.bytes: i64 = 0
         # The statement that decides where the unit goes: the first that is not proven to read.
         self.intent: Intent | None = None
         self.reads_only = True
         # Those that leave something behind in the server's session.
         self.special: list[Intent] = []
-        self.executes = False
         self.begins = False
         self.ends = False
         # The kind of the message that ended it; 0 while it is open.
         self.ended_by: i64 = 0
-        # Position of the first message that is refused, -1 for none.
-        self.refused_at: i64 = -1
+        # The first message that is refused, and whether one before it runs a statement.
+        self.refused: Message | None = None
+        self.runs_before_refused = False
+
+    def clear(self) -> None:
+        """Make the unit as new; its messages have been sent or answered."""
+        self.first = None
+        self.last = None
+        self.length = 0
+        self.bytes = 0
+        self.intent = None
+        self.reads_only = True
+        if self.special:
+            self.special = []
+        self.begins = False
+        self.ends = False
+        self.ended_by = 0
+        self.refused = None
+        self.runs_before_refused = False
 
     def add(self, message: Message) -> None:
         """Append `message`."""
-        if message.error is not None and self.refused_at < 0:
-            self.refused_at = len(self.messages)
-        self.messages.append(message)
+        if self.refused is None:
+            if message.error is not None:
+                self.refused = message
+            elif message.message_code == FE_EXECUTE:
+                self.runs_before_refused = True
+        last = self.last
+        if last is None:
+            self.first = message
+        else:
+            last.following = message
+        self.last = message
+        self.length += 1
         self.bytes += message.end - message.start
 
     def uses(self, intent: Intent) -> None:
@@ -70,7 +108,7 @@ class Unit:
         known = self.intent
         if known is None:
             self.intent = intent
-        elif known.kind == READ and (intent.kind != READ or intent.target != READONLY):
+        elif known is not intent and known.kind == READ and (intent.kind != READ or intent.target != READONLY):
             self.intent = intent
         if intent.pin or intent.unclean or intent.settings:
             self.special.append(intent)
@@ -80,4 +118,4 @@ class Unit:
                 self.begins = True
             if intent.ends:
                 self.ends = True
-                self.begins = False
+                self.begins = bool(intent.begins)

@@ -151,4 +151,4 @@ def _timeline(host: Host) -> i64:
 
 def _load(pool: Pool) -> i64:
     lent: i64 = len(pool.servers) - pool.idle_count
-    return lent + len(pool.waiters)
+    return lent + pool.waiters.length

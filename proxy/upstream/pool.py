@@ -7,7 +7,6 @@ Nothing here awaits; a connection that stands idle is lent in the same call.
 from __future__ import annotations
 
 import random
-from collections import deque
 from collections.abc import Callable
 from typing import Final, final
 
@@ -47,6 +46,63 @@ class PoolLimits:
 
 
 @final
+class WaitQueue:
+    """Who waits for a connection, the oldest first: a list linked through the borrowers themselves."""
+
+    def __init__(self) -> None:
+        self.first: Borrower | None = None
+        self.last: Borrower | None = None
+        self.length: i64 = 0
+
+    def append(self, borrower: Borrower) -> None:
+        """Let `borrower` wait behind all others."""
+        last = self.last
+        if last is None:
+            self.first = borrower
+        else:
+            last.next_waiter = borrower
+        self.last = borrower
+        self.length += 1
+
+    def append_first(self, borrower: Borrower) -> None:
+        """Let `borrower` wait before all others: it had its turn already."""
+        borrower.next_waiter = self.first
+        self.first = borrower
+        if self.last is None:
+            self.last = borrower
+        self.length += 1
+
+    def pop(self) -> Borrower | None:
+        """Take out the oldest; None where nobody waits."""
+        first = self.first
+        if first is not None:
+            self.first = first.next_waiter
+            first.next_waiter = None
+            if self.first is None:
+                self.last = None
+            self.length -= 1
+        return first
+
+    def remove(self, borrower: Borrower) -> None:
+        """Take out `borrower`, wherever it stands, if it does."""
+        before: Borrower | None = None
+        at = self.first
+        while at is not None and at is not borrower:
+            before = at
+            at = at.next_waiter
+        if at is None:
+            return
+        if before is None:
+            self.first = at.next_waiter
+        else:
+            before.next_waiter = at.next_waiter
+        if self.last is at:
+            self.last = before
+        at.next_waiter = None
+        self.length -= 1
+
+
+@final
 class Pool:
     """Server connections under one login on one host."""
 
@@ -60,7 +116,7 @@ class Pool:
         self.idle: dict[str, list[Server]] = {}
         self.idle_count: i64 = 0
         self.opening: i64 = 0
-        self.waiters: deque[Borrower] = deque()
+        self.waiters = WaitQueue()
         self.resetting: dict[Server, float] = {}
         self.pinned: i64 = 0
         self.draining = False
@@ -73,7 +129,7 @@ class Pool:
         self.last_failure: str = ""
 
     @property
-    def size(self) -> int:
+    def size(self) -> i64:
         """Return how many connections there are, being opened or open."""
         return len(self.servers) + self.opening
 
@@ -83,7 +139,7 @@ class Pool:
         Its own come first, then a clean one, then the least recently used of somebody else, which is reset
         first. A new one is opened where none is idle and the limit allows it.
         """
-        if self.idle_count > 0 and not self.waiters:
+        if self.idle_count > 0 and self.waiters.first is None:
             own = self.idle.get(borrower.identity)
             if not own:
                 own = self.idle.get("")
@@ -103,8 +159,7 @@ class Pool:
 
     def leave(self, borrower: Borrower) -> None:
         """Take `borrower` out of the queue of those who wait."""
-        if borrower in self.waiters:
-            self.waiters.remove(borrower)
+        self.waiters.remove(borrower)
 
     def give_back(self, server: Server, now: float) -> None:
         """Take `server` back from its borrower: nothing is owed and no transaction is open."""
@@ -125,10 +180,11 @@ class Pool:
         if server.unclean:
             self._reset(server, now)
             return
-        if self.waiters:
-            first = self.waiters[0]
-            if server.label == "" or server.label == first.identity:
-                self.waiters.popleft()
+        first = self.waiters.first
+        if first is not None:
+            label = server.label
+            if label is first.identity or label == "" or label == first.identity:
+                self.waiters.pop()
                 self.lent_total += 1
                 server.lend(first)
                 first.granted(server)
@@ -166,8 +222,8 @@ class Pool:
     def refuse_all(self, error: ClientError) -> None:
         """Tell everybody who waits that no connection will come."""
         waiters = self.waiters
-        self.waiters = deque()
-        for borrower in waiters:
+        self.waiters = WaitQueue()
+        while (borrower := waiters.pop()) is not None:
             borrower.refused(error)
 
     def closed(self, server: Server) -> None:
@@ -190,11 +246,11 @@ class Pool:
     def maintain(self, now: float) -> None:
         """See to limits and timeouts; to be called each second or so."""
         limits = self.limits
-        while self.waiters and limits.acquire_timeout > 0.0:
-            first = self.waiters[0]
-            if now - first.waiting_since < limits.acquire_timeout:
+        while limits.acquire_timeout > 0.0:
+            first = self.waiters.first
+            if first is None or now - first.waiting_since < limits.acquire_timeout:
                 break
-            self.waiters.popleft()
+            self.waiters.pop()
             self.stats.acquire_timeouts += 1
             first.refused(self.exhausted())
         for server, since in list(self.resetting.items()):
@@ -216,7 +272,7 @@ class Pool:
     def exhausted(self) -> PoolExhausted:
         """Return the error for somebody who waited in vain."""
         return PoolExhausted(
-            extra=f"pool={self.name} host={self.host} size={self.limits.maximum} waiting={len(self.waiters) + 1}",
+            extra=f"pool={self.name} host={self.host} size={self.limits.maximum} waiting={self.waiters.length + 1}",
             hint="Try again, or raise the pool's max.",
         )
 
@@ -232,8 +288,8 @@ class Pool:
                 server.close()
 
     def _grow(self) -> None:
-        while not self.draining and len(self.waiters) > self.opening + len(self.resetting):
-            if self.size >= self.limits.maximum:
+        while self.waiters.length > self.opening and not self.draining:
+            if self.size >= self.limits.maximum or self.waiters.length <= self.opening + len(self.resetting):
                 return
             self._open_one()
 

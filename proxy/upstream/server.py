@@ -45,6 +45,9 @@ class Borrower(Peer):
     waiting_since: float
     """When it began to wait for a connection, in seconds of the monotonic clock."""
 
+    next_waiter: Borrower | None = None
+    """Who waits behind it, in the queue that it stands in."""
+
     def granted(self, server: Server) -> None:
         """Take the connection that was waited for."""
         raise AssertionError

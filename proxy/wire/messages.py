@@ -80,20 +80,21 @@ def close_portal(name: bytes) -> bytes:
     return message(0x43, b"P" + name + b"\0")
 
 
-def bind_renamed(data: bytes, start: i64, end: i64, name: bytes) -> bytes:
-    """Return the Bind at data[start:end] with its statement name replaced by `name`.
+def bind_renamed(data: bytes, start: i64, end: i64, name_start: i64, name_end: i64, name: bytes) -> bytes:
+    """Return the Bind at data[start:end] with its statement name, at data[name_start:name_end], made `name`.
 
     `end` may lie behind the bytes at hand: then what is there is returned, under a header that counts the whole.
     """
-    portal_end: i64 = data.find(b"\0", start + HEADER)
-    statement_end: i64 = data.find(b"\0", portal_end + 1)
-    length: i64 = end - start - 1 - (statement_end - portal_end - 1) + len(name)
+    length: i64 = end - start - 1 - (name_end - name_start) + len(name)
     w = BytesWriter()
     w.append(0x42)
     write_i32_be(w, i32(length))
-    w.write(data[start + HEADER : portal_end + 1])
+    if name_start == start + HEADER + 1:
+        w.append(0)
+    else:
+        w.write(data[start + HEADER : name_start])
     w.write(name)
-    w.write(data[statement_end:end])
+    w.write(data[name_end:end])
     return w.getvalue()
 
 

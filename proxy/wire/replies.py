@@ -52,6 +52,7 @@ from proxy.wire.codes import (
 from proxy.wire.messages import affected_rows, parameters_of, sqlstate
 
 # What was sent.
+NOTHING: Final = 0  # a Flush: owes nothing and is never queued
 QUERY: Final = 1
 PARSE: Final = 2
 BIND: Final = 3
@@ -76,9 +77,8 @@ _MAX_DESCRIPTION: Final = 1_048_576
 """A description is held whole: 1,664 columns or 65,535 parameters, PostgreSQL's limits, take 0.3 MB."""
 
 
-@final
 class Reply:
-    """One answer that is owed.
+    """One answer that is owed; who sends may derive from it to keep what it knows of the message.
 
     `subject` is what the message was about, for the session to know again; `payload` is what a FAKE or REPLACE
     puts in the place of the server's answer. Times are seconds of the monotonic clock, 0.0 for not yet.

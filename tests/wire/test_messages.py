@@ -90,13 +90,15 @@ def bind(portal: bytes, statement: bytes, rest: bytes = b"\0\0\0\1\0\0\0\1x\0\0"
 def test_a_renamed_bind_differs_in_its_name_alone(portal: bytes, name: bytes, rest: bytes) -> None:
     before = b"Z\0\0\0\5I"
     data = before + bind(portal, name, rest)
-    assert messages.bind_renamed(data, len(before), len(data), b"_sluice_7") == bind(portal, b"_sluice_7", rest)
+    start = len(before) + 5 + len(portal) + 1
+    renamed = messages.bind_renamed(data, len(before), len(data), start, start + len(name), b"_sluice_7")
+    assert renamed == bind(portal, b"_sluice_7", rest)
 
 
 def test_a_bind_that_is_still_coming_is_renamed_under_its_whole_length() -> None:
     data = bind(b"", b"stmt", b"x" * 1000)
     whole = bind(b"", b"_sluice_7", b"x" * 1000)
-    assert messages.bind_renamed(data[:100], 0, len(data), b"_sluice_7") == whole[: 100 + 5]
+    assert messages.bind_renamed(data[:100], 0, len(data), 6, 10, b"_sluice_7") == whole[: 100 + 5]
 
 
 def row(*columns: bytes | None) -> bytes:
