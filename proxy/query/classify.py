@@ -111,14 +111,15 @@ class _Reader:
         self._catalog = catalog
         self._facts = facts
         self._segment = ""
-        self._loaded = 0
 
     def read(self) -> None:
         """Add the facts of each statement. Raises LookupError, TypeError, ValueError and RecursionError."""
         tops = list(_TOP.finditer(self._tree))
-        self._facts.statements = len(tops)
-        for number, top in enumerate(tops):
-            end = tops[number + 1].start() if number + 1 < len(tops) else len(self._tree)
+        spans = list(zip(tops, [top.start() for top in tops[1:]] + [len(self._tree)], strict=False))
+        self._facts.statements = len(spans)
+        if sum(end - top.end() for top, end in spans if looks_inside(top[1])) > MAX_TREE:
+            raise ValueError("a parse tree of unreasonable size")
+        for top, end in spans:
             self._segment = self._tree[top.start() : end]
             kind = top[1]
             if kind == "SelectStmt" or kind in _MODIFYING:
@@ -126,15 +127,8 @@ class _Reader:
             else:
                 # Their literals may decide: the name of a role or pool, ON or OFF.
                 self._facts.literal_dependent |= kind != "TransactionStmt"
-                node = self._load(top.end(), end) if looks_inside(kind) else {}
+                node = _DECODER.raw_decode(self._tree, top.end())[0] if looks_inside(kind) else {}
                 utility(kind, node, self._facts, self._nested)
-
-    def _load(self, start: int, end: int) -> Node:
-        self._loaded += end - start
-        if self._loaded > MAX_TREE:
-            raise ValueError("a parse tree of unreasonable size")
-        node, _ = _DECODER.raw_decode(self._tree, start)
-        return dict(node)
 
     def _nested(self, kind: str, node: Node) -> None:
         if kind == "SelectStmt" or kind in _MODIFYING:
