@@ -13,7 +13,7 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from tests.integration.conftest import MakeTable
-from tests.integration.support import Login
+from tests.integration.support import Installation, Login
 
 VALUES = [
     42,
@@ -94,6 +94,21 @@ def test_statements_beyond_the_client_s_limit_are_given_up(writer: Login) -> Non
         connection.prepared_max = 5
         for number in range(25):
             assert connection.execute(f"SELECT %s::integer + {number}", (1,)).fetchone() == (1 + number,)
+
+
+def test_a_changed_table_leaves_no_stale_statement_for_others(
+    writer: Login, installation: Installation, make_table: MakeTable
+) -> None:
+    table = make_table("id integer", "VALUES (1)")
+    statement = f"SELECT * FROM {table}"
+    with writer.connect(prepare_threshold=0) as connection:
+        assert connection.execute(statement).fetchone() == (1,)
+        assert connection.execute(statement).fetchone() == (1,)
+        installation.execute(f"ALTER TABLE {table} ADD COLUMN name text DEFAULT 'new'")
+        installation.replicated()
+        for _ in range(3):
+            with writer.connect(prepare_threshold=0) as other:
+                assert other.execute(statement).fetchone() == (1, "new")
 
 
 def test_pipeline_mode_keeps_the_order_of_results(writer: Login, make_table: MakeTable) -> None:
