@@ -1,7 +1,7 @@
 """The application: the only place that wires objects together, and that starts and ends them.
 
-    serve → Proxy.start: probe hosts → read keys and functions → listen
-          → SIGTERM: stop accepting → let transactions finish → flush the access log → end
+serve → Proxy.start: probe hosts → read keys and functions → listen
+      → SIGTERM: stop accepting → let transactions finish → flush the access log → end
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ class Proxy:
         buffer = self.access_log.buffer
         self.stats = ProxyStats()
         self.served = {
-            name: Served(name, settings, config, buffer, self.stats) for name, settings in config.databases.items()
+            name: Served(name, settings, config, buffer, self.stats)
+            for name, settings in config.databases.items()
         }
         self.sessions = Sessions(_cancel_abandoned)
         self.gate = Gate(
@@ -126,7 +127,11 @@ class Proxy:
         while len(self.sessions) and time.monotonic() < deadline:
             for name, served in self.served.items():
                 served.keys.recheck(
-                    {session.key.id for session in self.sessions.by_pid.values() if session.database.name == name}
+                    {
+                        session.key.id
+                        for session in self.sessions.by_pid.values()
+                        if session.database.name == name
+                    }
                 )
             for session in list(self.sessions.by_pid.values()):
                 if session.idle():
@@ -207,7 +212,11 @@ class Proxy:
             HostSnapshot(
                 database=name,
                 host=host.name,
-                role="replica" if host.in_recovery else "primary" if host is served.cluster.primary else "unknown",
+                role="replica"
+                if host.in_recovery
+                else "primary"
+                if host is served.cluster.primary
+                else "unknown",
                 connected=host.up,
                 breaker="closed" if host.up else "open",
                 response_time=host.response_time if host.up else None,
@@ -285,7 +294,9 @@ class Proxy:
             self.stats.loop_delay.observe(int((now - due) * 1e6))
             wall = time.time()
             for name, served in self.served.items():
-                sessions = [session for session in self.sessions.by_pid.values() if session.database.name == name]
+                sessions = [
+                    session for session in self.sessions.by_pid.values() if session.database.name == name
+                ]
                 served.keys.recheck({session.key.id for session in sessions})
                 for session in sessions:
                     if not session.key.valid(wall):
@@ -307,6 +318,8 @@ def _cancel_abandoned(server: Server) -> None:
 def _mock_secret(config: Config) -> bytes:
     """Return a secret that restarts and workers share: it derives from the passwords in the configuration."""
     secrets = [
-        pool.password.get_secret_value() for database in config.databases.values() for pool in database.pools.values()
+        pool.password.get_secret_value()
+        for database in config.databases.values()
+        for pool in database.pools.values()
     ]
     return hashlib.sha256("\0".join(["pgsluice mock authentication", *secrets]).encode()).digest()

@@ -136,7 +136,8 @@ def from_startup(parameters: dict[str, str], options: dict[str, str]) -> tuple[d
             values[name] = value
         else:
             raise FeatureNotSupported(
-                f'startup parameter "{name}" is not supported through the proxy', hint="Use SET after connecting."
+                f'startup parameter "{name}" is not supported through the proxy',
+                hint="Use SET after connecting.",
             )
     for value in values.values():
         if "\0" in value or len(value) > 4096:

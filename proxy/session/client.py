@@ -39,7 +39,14 @@ from proxy.session.session import Session
 from proxy.tasks import spawn
 from proxy.upstream.errand import Ask
 from proxy.upstream.server import HIGH_WATER, Server
-from proxy.wire.codes import CANCEL_REQUEST, FE_PASSWORD, GSSENC_REQUEST, HEADER, MAX_LOGIN_MESSAGE, SSL_REQUEST
+from proxy.wire.codes import (
+    CANCEL_REQUEST,
+    FE_PASSWORD,
+    GSSENC_REQUEST,
+    HEADER,
+    MAX_LOGIN_MESSAGE,
+    SSL_REQUEST,
+)
 from proxy.wire.messages import (
     AUTH_CLEARTEXT_PASSWORD,
     AUTH_OK,
@@ -58,7 +65,11 @@ from proxy.wire.startup import StartupPacket, negotiate_version, parse_options, 
 log = logging.getLogger(__name__)
 
 _KEY_USER = "ctm_"
-_HIDDEN_REPORTS = {b"in_hot_standby": b"off", b"default_transaction_read_only": b"off", b"is_superuser": b"off"}
+_HIDDEN_REPORTS = {
+    b"in_hot_standby": b"off",
+    b"default_transaction_read_only": b"off",
+    b"is_superuser": b"off",
+}
 
 
 @dataclass
@@ -133,6 +144,7 @@ class ClientLogin(asyncio.Protocol):
     # -- protocol methods
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin the login."""
         # uvloop's transports have the methods of asyncio.Transport, but do not derive from it.
         self._transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername")
@@ -143,6 +155,7 @@ class ClientLogin(asyncio.Protocol):
         spawn(self._run(), "login")
 
     def data_received(self, data: bytes) -> None:
+        """Take bytes from the client."""
         self._buffer += data
         if self._transport is not None and len(self._buffer) > MAX_LOGIN_MESSAGE:
             # Enough for the largest message of a login; the rest waits in the socket.
@@ -150,9 +163,11 @@ class ClientLogin(asyncio.Protocol):
         self._wake()
 
     def eof_received(self) -> bool:
+        """Let the transport close."""
         return False
 
     def connection_lost(self, failure: Exception | None) -> None:
+        """End the login of a client that is gone."""
         self._closed = True
         self._wake()
 
@@ -229,7 +244,9 @@ class ClientLogin(asyncio.Protocol):
         if len(self._gate.sessions) >= self._gate.max_clients:
             self._gate.stats.connections_refused += 1
             raise PoolExhausted(
-                "too many clients", extra=f"max_clients={self._gate.max_clients}", hint="Raise listen.max_clients."
+                "too many clients",
+                extra=f"max_clients={self._gate.max_clients}",
+                hint="Raise listen.max_clients.",
             )
 
     def _keys(self, startup: StartupPacket) -> KeyStore:
@@ -266,7 +283,11 @@ class ClientLogin(asyncio.Protocol):
         """Run SCRAM-SHA-256; an unknown or expired key gets the same exchange, which then fails."""
         key = await keys.get(user)
         usable = key is not None and key.valid(time.time())
-        verifier = parse_verifier(key.scram) if key is not None and usable else mock_verifier(self._gate.mock_secret, user)
+        verifier = (
+            parse_verifier(key.scram)
+            if key is not None and usable
+            else mock_verifier(self._gate.mock_secret, user)
+        )
         exchange = ServerExchange(verifier, secrets.token_urlsafe(18))
         self._write(AUTH_SASL_SCRAM)
         mechanism, client_first = read_initial_response(await self._message())
@@ -301,7 +322,9 @@ class ClientLogin(asyncio.Protocol):
         databases = self._gate.databases
         database = databases.get(name) or databases.get("*")
         if database is None:
-            raise UnknownDatabase(f'database "{name}" does not exist', hint="Known: " + ", ".join(sorted(databases)))
+            raise UnknownDatabase(
+                f'database "{name}" does not exist', hint="Known: " + ", ".join(sorted(databases))
+            )
         return database
 
     async def _open(
@@ -410,7 +433,9 @@ async def _try_on_server(database: Database, profile: Profile) -> dict[bytes, by
     Raises the server's own complaint where it does not accept a value, or what keeps us from a server.
     """
     pool = database.cluster.pool_for("readonly", True, 0.0)
-    calls = [f"pg_catalog.set_config({_literal(name)}, {_literal(value)}, false)" for name, value in profile.values]
+    calls = [
+        f"pg_catalog.set_config({_literal(name)}, {_literal(value)}, false)" for name, value in profile.values
+    ]
     sql = "SELECT " + ", ".join(calls or ["1"])
     answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     errand = Ask(sql.encode(), lambda _: None if answered.done() else answered.set_result(None))

@@ -156,7 +156,12 @@ def read_message(
 
 
 def _parse(
-    statements: ClientStatements, intents: IntentCache, shared: StatementCache, data: bytes, start: i64, end: i64
+    statements: ClientStatements,
+    intents: IntentCache,
+    shared: StatementCache,
+    data: bytes,
+    start: i64,
+    end: i64,
 ) -> Message:
     name_end: i64 = cstring_end(data, start + HEADER, end)
     name = data[start + HEADER : name_end]

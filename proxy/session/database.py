@@ -27,7 +27,13 @@ class Database:
     """One entry of `databases`: its hosts, its caches, its identity."""
 
     def __init__(
-        self, name: str, cluster: Cluster, intents: IntentCache, unfinished: Intent, access: AccessBuffer, stats: ProxyStats
+        self,
+        name: str,
+        cluster: Cluster,
+        intents: IntentCache,
+        unfinished: Intent,
+        access: AccessBuffer,
+        stats: ProxyStats,
     ) -> None:
         self.name = name
         self.cluster = cluster

@@ -45,7 +45,10 @@ SELECT id, name, user_id, permissions, secret_sha256, scram_verifier, default_po
 
 _FETCH_SIGNING_KEYS = "SELECT kid, ipad, opad FROM sluice.signing_keys ORDER BY created_at DESC LIMIT 1"
 
+_ENSURE_PARTITIONS = "SELECT sluice.ensure_partitions()"
+
 _REFRESH_FUNCTIONS = 300.0
+_REFRESH_PARTITIONS = 6 * 3600.0
 _REFRESH_SIGNER = 30.0
 _RETRY = 1.0
 _MAINTENANCE = 0.1
@@ -54,7 +57,14 @@ _MAINTENANCE = 0.1
 class Served:
     """One entry of `databases`."""
 
-    def __init__(self, name: str, settings: model.Database, config: model.Config, access: AccessBuffer, stats: ProxyStats) -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: model.Database,
+        config: model.Config,
+        access: AccessBuffer,
+        stats: ProxyStats,
+    ) -> None:
         self.name = name
         self._settings = settings
         self._signed = config.identity.mode == "signed"
@@ -69,7 +79,9 @@ class Served:
         self.health = Health(
             self.cluster,
             self.controls,
-            Thresholds(settings.health.interval, settings.health.failures_to_open, settings.health.retry_after),
+            Thresholds(
+                settings.health.interval, settings.health.failures_to_open, settings.health.retry_after
+            ),
         )
         routing = settings.routing
         intents = IntentCache(FunctionCatalog.builtin(routing.safe_functions), routing.max_parse_bytes)
@@ -90,6 +102,7 @@ class Served:
             self.keys = KeyStore(self._fetch_key, config.auth.cache_ttl, time.monotonic)
         self.query_timeout = settings.timeouts.query
         self.idle_in_transaction = settings.timeouts.idle_in_transaction
+        self._logs_to_table = config.access_log.sinks.count("table") > 0
         self._functions: frozenset[tuple[str, str, str]] = frozenset()
         self._listens = config.auth.keys == "database"
         self._tasks: list[asyncio.Task[Any]] = []
@@ -99,7 +112,10 @@ class Served:
     async def start(self) -> None:
         """Find out who is who, read functions and signing key, and keep all that current."""
         await self.health.probe()
-        for refresh in (self._refresh_functions, self._refresh_signer):
+        kept = [(self._refresh_functions, _REFRESH_FUNCTIONS), (self._refresh_signer, _REFRESH_SIGNER)]
+        if self._logs_to_table:
+            kept.append((self._ensure_partitions, _REFRESH_PARTITIONS))
+        for refresh, _ in kept:
             try:
                 await refresh()
             except (NoPrimary, UpstreamUnavailable) as error:
@@ -107,9 +123,11 @@ class Served:
         self._maintain(time.monotonic())
         self._tasks = [
             spawn(self.health.run(), f"{self.name}: health"),
-            spawn(self._keep(self._refresh_functions, _REFRESH_FUNCTIONS), f"{self.name}: functions"),
-            spawn(self._keep(self._refresh_signer, _REFRESH_SIGNER), f"{self.name}: signing key"),
             spawn(self._maintenance(), f"{self.name}: pools"),
+            *(
+                spawn(self._keep(refresh, interval), f"{self.name}: {refresh.__name__}")
+                for refresh, interval in kept
+            ),
         ]
         if self._listens:
             self._tasks.append(spawn(self._listen(), f"{self.name}: key changes"))
@@ -172,6 +190,11 @@ class Served:
             raise UpstreamUnavailable(extra="sluice.signing_keys is empty; run `pgsluice setup`")
         key = SigningKey(rows[0]["kid"], rows[0]["ipad"], rows[0]["opad"])
         self.database.signer = Signer(key)
+
+    async def _ensure_partitions(self) -> None:
+        """Make the access log's partitions of the next days: a row without one would be refused."""
+        async with self._primary_control().connection() as connection:
+            await connection.fetch(_ENSURE_PARTITIONS)
 
     async def _fetch_key(self, key_id: str) -> Key | None:
         async with self._any_control().connection() as connection:
@@ -268,8 +291,6 @@ class Served:
         now = time.monotonic()
         pool.stats.connect_time.observe(int((now - started) * 1e6))
         pool.opened(server, now)
-
-
 
 
 def _unfinished() -> Intent:

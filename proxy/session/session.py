@@ -23,8 +23,8 @@ from proxy.auth.ratelimit import TokenBucket
 from proxy.errors import (
     ClientError,
     FeatureNotSupported,
-    InvalidParameter,
     InsufficientPermissions,
+    InvalidParameter,
     PoolExhausted,
     ProtocolViolation,
     QueryCancelled,
@@ -46,6 +46,7 @@ from proxy.upstream.errand import Rollback
 from proxy.upstream.pool import Pool
 from proxy.upstream.server import Borrower, Server
 from proxy.wire.codes import (
+    FAILED_TRANSACTION,
     FE_BIND,
     FE_COPY_DATA,
     FE_COPY_DONE,
@@ -59,11 +60,11 @@ from proxy.wire.codes import (
     FE_SYNC,
     FE_TERMINATE,
     HEADER,
+    IN_TRANSACTION,
     MAX_HELD,
     MAX_MESSAGE,
     MAX_SMALL_MESSAGE,
 )
-from proxy.wire.codes import FAILED_TRANSACTION, IN_TRANSACTION
 from proxy.wire.codes import IDLE as STATUS_IDLE
 from proxy.wire.messages import (
     READY_FAILED,
@@ -102,7 +103,6 @@ MAX_PARSE: Final = 16 * 1024 * 1024
 _HIDDEN: Final = frozenset(
     [b"in_hot_standby", b"default_transaction_read_only", b"session_authorization", b"is_superuser"]
 )
-
 
 
 @final
@@ -384,7 +384,8 @@ class Session(Borrower):
             wait = bucket.take(now)
             if wait > 0.0:
                 error = RateLimitExceeded(
-                    extra=f"limit={key.rate_limit_per_minute} per minute", hint=f"Try again in {wait:.1f} seconds."
+                    extra=f"limit={key.rate_limit_per_minute} per minute",
+                    hint=f"Try again in {wait:.1f} seconds.",
                 )
                 self._denied(intent, error)
                 return error
@@ -442,7 +443,9 @@ class Session(Borrower):
         if self.unit.first is not None:
             self._dispatch(self.unit, now)
         self.stream_to_server = False
-        self._fail_unit(FeatureNotSupported("the function call sub-protocol is not supported", hint="Use SELECT."), True)
+        self._fail_unit(
+            FeatureNotSupported("the function call sub-protocol is not supported", hint="Use SELECT."), True
+        )
 
     def _fail_unit(self, error: ClientError, ends: bool) -> None:
         """Answer a unit with `error` where no server connection is involved."""
@@ -493,9 +496,16 @@ class Session(Borrower):
         if intent is None:
             intent = self.database.intents.lookup(b"")
         route = choose(intent, key.can_write, key.is_admin, "", self.asked_pool, key.default_pool)
-        if unit.ended_by != FE_QUERY and unit.ended_by != FE_SYNC and unit.reads_only and route.host_role != "primary":
+        if (
+            unit.ended_by != FE_QUERY
+            and unit.ended_by != FE_SYNC
+            and unit.reads_only
+            and route.host_role != "primary"
+        ):
             # More may follow in the same implicit transaction, perhaps a write.
-            return choose(self.database.unfinished, key.can_write, key.is_admin, "", self.asked_pool, key.default_pool)
+            return choose(
+                self.database.unfinished, key.can_write, key.is_admin, "", self.asked_pool, key.default_pool
+            )
         return route
 
     def _fits(self, route: Route) -> bool:

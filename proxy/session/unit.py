@@ -106,9 +106,9 @@ class Unit:
     def uses(self, intent: Intent) -> None:
         """Note that a statement with `intent` is part of the unit."""
         known = self.intent
-        if known is None:
-            self.intent = intent
-        elif known is not intent and known.kind == READ and (intent.kind != READ or intent.target != READONLY):
+        if known is None or (
+            known is not intent and known.kind == READ and (intent.kind != READ or intent.target != READONLY)
+        ):
             self.intent = intent
         if intent.pin or intent.unclean or intent.settings:
             self.special.append(intent)

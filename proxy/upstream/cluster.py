@@ -93,7 +93,11 @@ class Cluster:
         primaries = [host for host in self.hosts if host.is_primary]
         primaries.sort(key=_timeline, reverse=True)
         if len(primaries) > 1 and primaries[0].timeline == primaries[1].timeline:
-            log.error("two primaries on one timeline (%s, %s): writes are refused", primaries[0].name, primaries[1].name)
+            log.error(
+                "two primaries on one timeline (%s, %s): writes are refused",
+                primaries[0].name,
+                primaries[1].name,
+            )
             self.primary = None
         else:
             self.primary = primaries[0] if primaries else None

@@ -28,7 +28,9 @@ _COMMAND_TIMEOUT = 10.0
 class Control:
     """Control connections to one host."""
 
-    def __init__(self, host: str, port: int, database: str, user: str, password: str, connect_timeout: float) -> None:
+    def __init__(
+        self, host: str, port: int, database: str, user: str, password: str, connect_timeout: float
+    ) -> None:
         self.host = host
         self.port = port
         self._arguments: dict[str, Any] = {
@@ -68,7 +70,9 @@ class Control:
         ended = asyncio.Event()
         connection.add_termination_listener(lambda _: ended.set())
         try:
-            await connection.add_listener(channel, lambda _connection, _pid, _channel, payload: heard(str(payload)))
+            await connection.add_listener(
+                channel, lambda _connection, _pid, _channel, payload: heard(str(payload))
+            )
             await ended.wait()
         finally:
             connection.terminate()
@@ -81,7 +85,9 @@ class Control:
         try:
             async with self.connection() as connection:
                 # asyncpg would read a file object in a thread; a generator costs half of that.
-                await connection.copy_to_table(table, schema_name="sluice", source=_once(rows), format="binary")
+                await connection.copy_to_table(
+                    table, schema_name="sluice", source=_once(rows), format="binary"
+                )
         except UpstreamUnavailable as error:
             raise (error.__cause__ or error) from None
 

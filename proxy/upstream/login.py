@@ -76,7 +76,9 @@ async def connect(login: Login, closed: Callable[[Server], None]) -> Server:
                 path = f"{login.host}/.s.PGSQL.{login.port}"
                 _, protocol = await loop.create_unix_connection(lambda: _LoginProtocol(login), path)
             else:
-                _, protocol = await loop.create_connection(lambda: _LoginProtocol(login), login.host, login.port)
+                _, protocol = await loop.create_connection(
+                    lambda: _LoginProtocol(login), login.host, login.port
+                )
             try:
                 return await protocol.finish(closed)
             except BaseException:
@@ -89,7 +91,9 @@ async def connect(login: Login, closed: Callable[[Server], None]) -> Server:
 
 
 def _unavailable(login: Login, reason: str) -> UpstreamUnavailable:
-    return UpstreamUnavailable(f"cannot connect to {login.address}", extra=f"host={login.address} user={login.user}: {reason}")
+    return UpstreamUnavailable(
+        f"cannot connect to {login.address}", extra=f"host={login.address} user={login.user}: {reason}"
+    )
 
 
 class _LoginProtocol(asyncio.Protocol):
@@ -188,7 +192,9 @@ class _LoginProtocol(asyncio.Protocol):
             self._secret = whole[9:]
         elif kind == BE_ERROR:
             fields = error_fields(whole, 0, len(whole))
-            raise UpstreamUnavailable("the server refused the login", extra=f"{fields.get('M')} ({fields.get('C')})")
+            raise UpstreamUnavailable(
+                "the server refused the login", extra=f"{fields.get('M')} ({fields.get('C')})"
+            )
         elif kind == BE_READY:
             self._done.set_result(None)
         elif kind != BE_NOTICE:
@@ -205,7 +211,9 @@ class _LoginProtocol(asyncio.Protocol):
         elif request == AUTH_CLEARTEXT:
             self._transport.write(message(0x70, self._login.password.encode() + b"\0"))
         elif request == AUTH_MD5:
-            inner = hashlib.md5((self._login.password + self._login.user).encode(), usedforsecurity=False).hexdigest()
+            inner = hashlib.md5(
+                (self._login.password + self._login.user).encode(), usedforsecurity=False
+            ).hexdigest()
             outer = hashlib.md5(inner.encode() + whole[9:13], usedforsecurity=False).hexdigest()
             self._transport.write(message(0x70, b"md5" + outer.encode() + b"\0"))
         elif request == AUTH_SASL:
@@ -219,7 +227,9 @@ class _LoginProtocol(asyncio.Protocol):
             self._scram.verify(whole[9:])
             self._scram_verified = True
         else:
-            raise UpstreamUnavailable(f"the server asks for an authentication that we do not know ({request})")
+            raise UpstreamUnavailable(
+                f"the server asks for an authentication that we do not know ({request})"
+            )
 
 
 def _escape(value: str) -> str:

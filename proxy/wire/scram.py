@@ -119,7 +119,9 @@ class ClientExchange:
             text = server_first.decode("ascii")
             for attribute in text.split(","):
                 if attribute.startswith("i=") and (len(attribute) > 9 or int(attribute[2:]) > MAX_ITERATIONS):
-                    raise UpstreamUnavailable(f"the server asks for more than {MAX_ITERATIONS} SCRAM iterations")
+                    raise UpstreamUnavailable(
+                        f"the server asks for more than {MAX_ITERATIONS} SCRAM iterations"
+                    )
             self._scram.set_server_first(text)
             return message(0x70, str(self._scram.get_client_final()).encode())
         except (ScramException, ValueError) as error:

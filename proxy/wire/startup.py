@@ -103,15 +103,13 @@ def parse_options(text: str) -> dict[str, str]:
         if word == "-c" and at < len(words):
             assignment = words[at]
             at += 1
-        elif word.startswith("-c") and len(word) > 2:
-            assignment = word[2:]
-        elif word.startswith("--") and len(word) > 2:
+        elif (word.startswith("-c") and len(word) > 2) or (word.startswith("--") and len(word) > 2):
             assignment = word[2:]
         else:
             raise ProtocolViolation(f'invalid command-line argument for server process: "{word}"')
         name, equals, value = assignment.partition("=")
         if not equals or not name:
-            raise ProtocolViolation(f'-c {assignment} requires a value')
+            raise ProtocolViolation(f"-c {assignment} requires a value")
         settings[name.replace("-", "_").lower()] = value
     return settings
 

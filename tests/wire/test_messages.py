@@ -18,7 +18,9 @@ def message(kind: bytes, body: bytes) -> bytes:
 
 def test_builds_messages_as_the_manual_lays_them_out() -> None:
     assert messages.query(b"SELECT 1") == message(b"Q", b"SELECT 1\0")
-    assert messages.parse(b"s", b"SELECT $1", b"\0\1\0\0\0\x17") == message(b"P", b"s\0SELECT $1\0\0\1\0\0\0\x17")
+    assert messages.parse(b"s", b"SELECT $1", b"\0\1\0\0\0\x17") == message(
+        b"P", b"s\0SELECT $1\0\0\1\0\0\0\x17"
+    )
     assert messages.bind_text(b"n", [b"a", b""]) == message(b"B", b"n\0n\0\0\0\0\2\0\0\0\1a\0\0\0\0\0\0")
     assert messages.execute(b"n") == message(b"E", b"n\0\0\0\0\0")
     assert messages.close_statement(b"n") == message(b"C", b"Sn\0")
@@ -27,7 +29,7 @@ def test_builds_messages_as_the_manual_lays_them_out() -> None:
     assert messages.backend_key_data(7, b"abcd") == message(b"K", b"\0\0\0\7abcd")
     assert messages.command_complete(b"SET") == message(b"C", b"SET\0")
     assert messages.ready(0x54) == message(b"Z", b"T")
-    assert messages.AUTH_SASL_SCRAM == message(b"R", b"\0\0\0\x0aSCRAM-SHA-256\0\0")
+    assert message(b"R", b"\0\0\0\x0aSCRAM-SHA-256\0\0") == messages.AUTH_SASL_SCRAM
 
 
 def test_an_error_names_code_hint_and_severity() -> None:
@@ -113,7 +115,9 @@ def test_reads_the_columns_of_a_row() -> None:
     assert messages.first_columns(data, 0, len(data)) == [b"a", None, b""]
 
 
-@pytest.mark.parametrize("body", [b"", b"\0", b"\0\1", b"\0\1\0\0\0\2x", b"\0\1\xff\xff\xff\xfe", b"\xff\xff"])
+@pytest.mark.parametrize(
+    "body", [b"", b"\0", b"\0\1", b"\0\1\0\0\0\2x", b"\0\1\xff\xff\xff\xfe", b"\xff\xff"]
+)
 def test_rejects_a_row_whose_lengths_disagree(body: bytes) -> None:
     data = message(b"D", body)
     with pytest.raises(ProtocolViolation):
