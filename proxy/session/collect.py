@@ -169,7 +169,7 @@ def _parse(
     text_end: i64 = end - 3
     sql = data[name_end + 1 : text_end] if text_end > name_end else b"\0"
     types = _NO_TYPES
-    if data[end - 1] != 0 or data[end - 2] != 0 or data[end - 3] != 0 or b"\0" in sql:
+    if data[end - 1] != 0 or data[end - 2] != 0 or data[end - 3] != 0 or 0 in sql:
         text_end = cstring_end(data, name_end + 1, end)
         sql = data[name_end + 1 : text_end]
         types = data[text_end + 1 : end]

@@ -294,7 +294,7 @@ class Session(Borrower):
             if data[end - 1] != 0 or end - start < HEADER + 1:
                 raise ProtocolViolation("invalid string in message")
             sql = data[start + HEADER : end - 1]
-            if b"\0" in sql:
+            if 0 in sql:
                 raise ProtocolViolation("invalid string in message")
             intent = self.database.intents.lookup(sql)
         else:
