@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import pytest
 
+from proxy.embedded import scratch_directory
 from tests.integration.support import wait_until
 
-COMMAND = [sys.executable, "-m", "proxy", "demo"]
+COMMAND = [sys.executable, "-m", "proxy", "demo", "--directory"]
 
 
-def test_the_tour_passes_and_leaves_no_process() -> None:
-    before = _servers()
-    done = subprocess.run([*COMMAND, "--once"], capture_output=True, text=True, timeout=55)
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """Give a directory for the demo; afterwards nothing may run that was started on it."""
+    directory = scratch_directory("pgsluice-demo-test-")
+    yield directory
+    try:
+        wait_until(lambda: not _running_on(directory), message="all of it ends")
+    finally:
+        shutil.rmtree(directory)
+
+
+def test_the_tour_passes(place: Path) -> None:
+    done = subprocess.run([*COMMAND, str(place), "--once"], capture_output=True, text=True, timeout=55)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "✗" not in done.stdout
     assert done.stdout.count("✓") > 20
-    wait_until(lambda: not _servers() - before)
 
 
-def test_the_printed_line_works_until_the_demo_is_interrupted(tmp_path: Path) -> None:
-    before = _servers()
-    with subprocess.Popen(COMMAND, stdout=subprocess.PIPE, text=True, start_new_session=True) as demo:
+def test_the_printed_line_works_until_the_demo_is_interrupted(place: Path) -> None:
+    with subprocess.Popen([*COMMAND, str(place)], stdout=subprocess.PIPE, text=True) as demo:
         assert demo.stdout is not None
         printed = []
         for line in demo.stdout:
@@ -42,20 +54,23 @@ def test_the_printed_line_works_until_the_demo_is_interrupted(tmp_path: Path) ->
             timeout=30,
         )
         assert psql.stdout == "t\n", psql.stderr
+        assert len(_running_on(place)) > 3
         demo.send_signal(signal.SIGINT)
         assert demo.wait(30) == 0
-    wait_until(lambda: not _servers() - before)
 
 
-def _servers() -> set[int]:
-    """Return the process ids of postmasters and proxies."""
-    found = set()
-    for process in psutil.process_iter(["name", "cmdline"]):
-        command = process.info["cmdline"] or []
-        if (process.info["name"] == "postgres" and "-D" in command) or command[1:4] == [
-            "-m",
-            "proxy",
-            "serve",
-        ]:
-            found.add(process.pid)
-    return found
+def test_a_directory_with_something_in_it_is_left_alone(place: Path) -> None:
+    (place / "precious").touch()
+    done = subprocess.run([*COMMAND, str(place), "--once"], capture_output=True, text=True, timeout=55)
+    assert done.returncode == 1
+    assert "is not empty" in done.stdout
+    assert [path.name for path in place.iterdir()] == ["precious"]
+
+
+def _running_on(directory: Path) -> list[int]:
+    """Return the processes that name something in `directory` in their command."""
+    return [
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if any(str(directory) in argument for argument in process.info["cmdline"] or [])
+    ]
