@@ -93,6 +93,8 @@ MAX_REPLIES: Final = 10_000
 MAX_PENDING: Final = 65_536
 """Input that is kept while a session waits, before its socket is no longer read."""
 
+_PLAN_CHANGED: Final = b"0A000"
+
 _NOW: Final = 1e-9
 """A time to retire at that has always come."""
 
@@ -686,6 +688,9 @@ class Session(Borrower):
             if self.prelude_under_way:
                 # What failed may have been the identity's own transaction: it is set again before the next unit.
                 server.renew_at = 0.0
+            if reply.sqlstate == _PLAN_CHANGED and reply.statement is not None:
+                # "cached plan must not change result type": its table has changed since it was parsed here.
+                server.outdate(reply.statement)
         elif intent.unclean:
             self._swept(server, intent)
         database = self.database

@@ -111,6 +111,8 @@ class Server:
         # Statements it holds by number, the least recently used first; the unnamed one; prelude forms.
         self.statements: dict[int, Statement] = {}
         self.unnamed: Statement | None = None
+        # Statements that no longer fit their tables: closed before they are parsed anew.
+        self.stale: set[int] = set()
         self.preludes: set[int] = set()
         # Cancel requests on their way to it: it is not lent to anybody else until they are done.
         self.cancels: i64 = 0
@@ -190,11 +192,15 @@ class Server:
     def hold(self, statement: Statement) -> bytes:
         """Note that `statement` is being parsed here.
 
-        Returns what must be sent in front of its Parse: a Close of the least recently used statement where
-        there are too many, else nothing. Its reply is queued.
+        Returns what must be sent in front of its Parse: a Close of the statement itself where it is stale, or of
+        the least recently used where there are too many; else nothing. The Close's reply is queued.
         """
         closing = b""
-        if len(self.statements) >= MAX_STATEMENTS:
+        if self.stale and statement.number in self.stale:
+            self.stale.discard(statement.number)
+            closing = close_statement(statement.name)
+            self.replies.push(Reply(CLOSE, SKIP))
+        elif len(self.statements) >= MAX_STATEMENTS:
             oldest = next(iter(self.statements))
             evicted = self.statements.pop(oldest)
             closing = close_statement(evicted.name)
@@ -213,6 +219,11 @@ class Server:
             statements[number] = statement
         return True
 
+    def outdate(self, statement: Statement) -> None:
+        """Note that `statement` has to be parsed anew before it is used again here."""
+        if self.statements.pop(statement.number, None) is not None:
+            self.stale.add(statement.number)
+
     def forget_session(self) -> None:
         """Forget all session state: DISCARD ALL was confirmed."""
         self.label = ""
@@ -220,6 +231,7 @@ class Server:
         self.profile = None
         self.unclean = ""
         self.statements = {}
+        self.stale = set()
         self.unnamed = None
         self.preludes = set()
 

@@ -169,18 +169,6 @@ async def test_composite_types_are_looked_up(writer: Login, make_table: MakeTabl
         assert tuple(row) == (1, "one")
 
 
-async def test_a_statement_is_prepared_again_after_its_table_changed(
-    writer: Login, installation: Installation, make_table: MakeTable
-) -> None:
-    table = make_table("id integer", "VALUES (1)")
-    async with writer.asyncpg() as connection:
-        statement = f"SELECT * FROM {table}"
-        assert [tuple(row) for row in await connection.fetch(statement)] == [(1,)]
-        installation.execute(f"ALTER TABLE {table} ADD COLUMN name text DEFAULT 'new'")
-        installation.replicated()
-        assert [tuple(row) for row in await connection.fetch(statement)] == [(1, "new")]
-
-
 async def test_an_empty_query_and_several_statements(writer: Login) -> None:
     async with writer.asyncpg() as connection:
         assert await connection.fetch("") == []

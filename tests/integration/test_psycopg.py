@@ -96,21 +96,6 @@ def test_statements_beyond_the_client_s_limit_are_given_up(writer: Login) -> Non
             assert connection.execute(f"SELECT %s::integer + {number}", (1,)).fetchone() == (1 + number,)
 
 
-def test_a_changed_table_leaves_no_stale_statement_for_others(
-    writer: Login, installation: Installation, make_table: MakeTable
-) -> None:
-    table = make_table("id integer", "VALUES (1)")
-    statement = f"SELECT * FROM {table}"
-    with writer.connect(prepare_threshold=0) as connection:
-        assert connection.execute(statement).fetchone() == (1,)
-        assert connection.execute(statement).fetchone() == (1,)
-        installation.execute(f"ALTER TABLE {table} ADD COLUMN name text DEFAULT 'new'")
-        installation.replicated()
-        for _ in range(3):
-            with writer.connect(prepare_threshold=0) as other:
-                assert other.execute(statement).fetchone() == (1, "new")
-
-
 def test_pipeline_mode_keeps_the_order_of_results(writer: Login, make_table: MakeTable) -> None:
     table = make_table("id integer PRIMARY KEY, name text")
     with writer.connect() as connection, connection.pipeline() as pipeline:
