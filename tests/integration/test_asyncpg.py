@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from tests.integration.conftest import MakeTable
-from tests.integration.support import Installation, Login
+from tests.integration.support import Login
 
 
 async def test_values_come_back_as_they_went(reader: Login) -> None:

@@ -13,7 +13,7 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from tests.integration.conftest import MakeTable
-from tests.integration.support import Installation, Login
+from tests.integration.support import Login
 
 VALUES = [
     42,
