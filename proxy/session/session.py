@@ -177,7 +177,7 @@ class Session(Borrower):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes from the client."""
-        if self.ended:
+        if self.ended or self.ending:
             return
         self.active_at = time.monotonic()
         if self.waits != 0:
@@ -223,8 +223,8 @@ class Session(Borrower):
             self.fatal(error)
             return
         if not self.ended and pos < len(data):
-            # Whatever came behind the message at which work stopped keeps its order.
-            self.pending = data[pos:] + self.pending
+            # A message that was put behind stands before what came after it.
+            self.pending += data[pos:]
             if self.waits != 0 and len(self.pending) > MAX_PENDING:
                 self._pause_reading()
 
@@ -239,6 +239,8 @@ class Session(Borrower):
                 if self.stream_to_server and self.server is not None:
                     self.server.transport.write(data[pos : pos + take])
                 pos += take
+                if self.stream_left == 0 and self.stream_to_server:
+                    self._streamed(now)
                 continue
             if n - pos < HEADER:
                 break
@@ -252,10 +254,10 @@ class Session(Borrower):
                     break
                 self.stream_left = end - n
                 self.stream_to_server = True
-            if kind == FE_QUERY:
+            if kind == FE_QUERY and not self.skips_to_sync:
                 self._query(data, pos, end, now)
             elif kind == FE_COPY_DATA or kind == FE_COPY_DONE or kind == FE_COPY_FAIL:
-                self._copy(kind, data, pos, end)
+                self._copy(kind, data, pos, end, now)
             elif kind == FE_TERMINATE:
                 self._terminate()
                 return n
@@ -268,6 +270,12 @@ class Session(Borrower):
                 self._extended(kind, data, pos, end, length, now)
             pos = end if end < n else n
         return pos
+
+    def _streamed(self, now: float) -> None:
+        """Go on after a long message whose answer came before its end: a COPY that failed in the middle."""
+        server = self.server
+        if server is not None and server.replies.head is None and not self.awaits_sync:
+            self.ready(now)
 
     def _can_start(self, kind: i64, length: i64, data: bytes, pos: i64) -> bool:
         """Tell whether a long message can be worked on before all of it is here."""
@@ -310,25 +318,26 @@ class Session(Borrower):
             # A Query in the middle of an extended unit: what stands before it goes out first.
             self._dispatch(unit, now)
             if self.waits != 0:
-                self._put_behind(message)
+                self._put_behind(data, start, end)
                 return
             unit = self.unit
         if intent.kind != READ or intent.refused or self.bucket is not None:
             if intent.sets_pool or intent.deallocates:
                 if self._answer(intent, message):
                     return
-            message.error = self._admit(intent, now)
+            if message.error is None:
+                message.error = self._admit(intent, now)
         self.statements.unnamed = None
         unit.uses(intent)
         unit.ended_by = FE_QUERY
         unit.add(message)
         self._dispatch(unit, now)
 
-    def _put_behind(self, message: Message) -> None:
-        """Keep a Query that came behind an unfinished unit which waits."""
-        n: i64 = len(message.data)
+    def _put_behind(self, data: bytes, start: i64, end: i64) -> None:
+        """Keep a message that came behind an unfinished unit which waits."""
+        n: i64 = len(data)
         self.stream_left = 0
-        self.pending = message.data[message.start : message.end if message.end < n else n]
+        self.pending = data[start : end if end < n else n]
 
     def _extended(self, kind: i64, data: bytes, start: i64, end: i64, length: i64, now: float) -> None:
         """Take a message of the extended protocol."""
@@ -337,7 +346,7 @@ class Session(Borrower):
             if length != 4:
                 raise ProtocolViolation("invalid message length")
         elif kind == FE_FUNCTION_CALL:
-            self._refuse_function_call(now)
+            self._refuse_function_call(data, start, end, now)
             return
         elif kind == FE_PASSWORD:
             raise ProtocolViolation("unexpected password message")
@@ -360,13 +369,19 @@ class Session(Borrower):
         if unit.ended_by != 0 or self.stream_left > 0 or unit.bytes > MAX_BYTES:
             self._dispatch(unit, now)
 
-    def _copy(self, kind: i64, data: bytes, start: i64, end: i64) -> None:
+    def _copy(self, kind: i64, data: bytes, start: i64, end: i64, now: float) -> None:
         """Pass COPY data on; without a server connection there is no COPY, and PostgreSQL ignores it then."""
+        if self.unit.first is not None:
+            # It may belong to an Execute behind which no Sync or Flush came.
+            self._dispatch(self.unit, now)
+            if self.waits != 0:
+                self._put_behind(data, start, end)
+                return
         server = self.server
         if server is None:
             self.stream_to_server = False
             return
-        if kind != FE_COPY_DATA:
+        if kind != FE_COPY_DATA and server.replies.head is not None:
             server.replies.push(Reply(COPY_END, FORWARD))
         n: i64 = len(data)
         server.transport.write(data if start == 0 and end >= n else data[start:end])
@@ -415,11 +430,15 @@ class Session(Borrower):
         server = self.server
         if server is not None and server.replies.head is not None:
             self.waits |= _FOR_IDLE
-            self._put_behind(message)
+            self._put_behind(message.data, message.start, message.end)
             return True
         if self.in_transaction and server is not None and server.replies.status == FAILED_TRANSACTION:
             return False
         if intent.sets_pool:
+            problem = pool_problem(intent.pool, self.key.is_admin)
+            if problem:
+                message.error = InvalidParameter(problem)
+                return False
             self._set_pool(intent)
             return True
         if name == b"all":
@@ -433,21 +452,26 @@ class Session(Borrower):
     def _set_pool(self, intent: Intent) -> None:
         """Answer SET sluice.pool."""
         pool = intent.pool
-        problem = pool_problem(pool, self.key.is_admin)
-        if problem:
-            self._fail_unit(InvalidParameter(problem), True)
-            return
         self.asked_pool = pool or self.started_pool
         status = IN_TRANSACTION if self.in_transaction else STATUS_IDLE
         self.forward(command_complete(b"SET" if pool else b"RESET") + ready(status))
 
-    def _refuse_function_call(self, now: float) -> None:
-        if self.unit.first is not None:
-            self._dispatch(self.unit, now)
-        self.stream_to_server = False
-        self._fail_unit(
-            FeatureNotSupported("the function call sub-protocol is not supported", hint="Use SELECT."), True
+    def _refuse_function_call(self, data: bytes, start: i64, end: i64, now: float) -> None:
+        """Refuse a FunctionCall in its turn; like a Query it is answered with a ReadyForQuery."""
+        unit = self.unit
+        if unit.first is not None:
+            self._dispatch(unit, now)
+            if self.waits != 0:
+                self._put_behind(data, start, end)
+                return
+            unit = self.unit
+        message = Message(FE_QUERY, QUERY, data, start, end, None)
+        message.error = FeatureNotSupported(
+            "the function call sub-protocol is not supported", hint="Use SELECT."
         )
+        unit.ended_by = FE_QUERY
+        unit.add(message)
+        self._dispatch(unit, now)
 
     def _fail_unit(self, error: ClientError, ends: bool) -> None:
         """Answer a unit with `error` where no server connection is involved."""
@@ -478,7 +502,8 @@ class Session(Borrower):
                 unit.clear()
                 return
         elif not (self.in_transaction or self.pinned or self.awaits_sync):
-            if server.replies.head is not None:
+            # What runs no statement (a Sync alone, behind a COPY) belongs to what is under way.
+            if server.replies.head is not None and unit.intent is not None:
                 route = self._route_of(unit)
                 if not self._fits(route):
                     self.waits |= _FOR_IDLE
@@ -551,7 +576,10 @@ class Session(Borrower):
         ):
             if not self._prepare(server, unit, out, now):
                 return
+        sweeps = False
         for intent in unit.special:
+            if intent.unclean == "RESET ALL" or intent.unclean == "DISCARD ALL":
+                sweeps = True
             error = self._before(server, intent)
             if error is not None:
                 first = unit.first
@@ -574,6 +602,10 @@ class Session(Borrower):
             server.replies.start()
         if server.replies.length > MAX_REPLIES:
             self.waits |= _FOR_REPLIES
+            server.crowded = True
+        if sweeps and not self.awaits_sync:
+            # It takes away the identity and what is prepared: what follows needs them again.
+            self.waits |= _FOR_IDLE
         if self.waits & _FOR_CLIENT != 0:
             server.pause_reading()
 
@@ -784,7 +816,7 @@ class Session(Borrower):
         if server is None:
             return
         self.waits &= ~_FOR_REPLIES
-        if self.awaits_sync:
+        if self.awaits_sync or (self.stream_left > 0 and self.stream_to_server):
             self._go_on(now)
             return
         self.prelude_under_way = False
@@ -818,6 +850,11 @@ class Session(Borrower):
         self.server = None
         self._release_pin()
         self.fatal(error)
+
+    def relieved(self) -> None:
+        """Go on: the server owes few enough answers again."""
+        self.waits &= ~_FOR_REPLIES
+        self._go_on(time.monotonic())
 
     def server_full(self) -> None:
         """Stop reading from the client: the server does not take as much."""
@@ -980,6 +1017,7 @@ class Session(Borrower):
         """Give a connection back from a session that is gone: rolled back and reset, or closed."""
         pool = self.pool
         now = time.monotonic()
+        server.resume_reading()
         if pool is None or not server.replies.empty or self.awaits_sync or self.stream_left > 0:
             if self.on_abandon is not None and not server.replies.empty:
                 self.on_abandon(server)

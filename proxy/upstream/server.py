@@ -35,6 +35,11 @@ HIGH_WATER: Final = 262_144
 """Bytes that wait in a socket's buffer before its peer is paused: one full read."""
 
 
+FEW_ANSWERS: Final = 5_000
+"""Answers owed at which a borrower that sent too much ahead goes on. PostgreSQL sends full buffers of 8 KiB until
+a Sync or Flush comes, so some 1,600 of the shortest answers may be missing for ever."""
+
+
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Borrower(Peer):
     """Whoever uses a server connection: a client's session, or an errand of the proxy's own."""
@@ -62,6 +67,10 @@ class Borrower(Peer):
 
     def lost(self, error: ClientError) -> None:
         """Learn that the connection is gone."""
+        raise AssertionError
+
+    def relieved(self) -> None:
+        """Learn that a crowded server owes few enough answers again."""
         raise AssertionError
 
     def server_full(self) -> None:
@@ -121,6 +130,8 @@ class Server:
         self.retire_at: float = 0.0
         self.uses: i64 = 0
         self.paused = False
+        # Its borrower sends no more until fewer answers are owed.
+        self.crowded = False
 
     # -- protocol methods, called by the event loop
 
@@ -138,6 +149,11 @@ class Server:
             borrower = self.borrower
             if borrower is not None:
                 borrower.ready(now)
+        elif self.crowded and self.replies.length < FEW_ANSWERS:
+            self.crowded = False
+            borrower = self.borrower
+            if borrower is not None:
+                borrower.relieved()
 
     def eof_received(self) -> bool:
         """Let the transport close: a server that ends is gone."""
@@ -167,6 +183,7 @@ class Server:
         self.borrower = borrower
         self.replies.peer = borrower
         self.uses += 1
+        self.crowded = False
 
     def take_back(self, now: float) -> None:
         """Take the connection from its borrower."""
