@@ -182,15 +182,15 @@ def _parse(
         statements.unnamed = statement
     elif name in statements.named:
         message.error = DuplicateStatement(f'prepared statement "{_readable(name)}" already exists')
-    elif len(statements.named) >= MAX_STATEMENTS:
-        message.error = TooManyStatements(f"a client may have {MAX_STATEMENTS} prepared statements at most")
-    else:
-        statements.named[name] = statement
-    if len(sql) > MAX_HELD and name:
+    elif len(sql) > MAX_HELD:
         message.error = FeatureNotSupported(
             f"the text of a named prepared statement may have {MAX_HELD} bytes at most",
             hint="Prepare it without a name, or send it as a simple query.",
         )
+    elif len(statements.named) >= MAX_STATEMENTS:
+        message.error = TooManyStatements(f"a client may have {MAX_STATEMENTS} prepared statements at most")
+    else:
+        statements.named[name] = statement
     return message
 
 

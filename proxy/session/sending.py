@@ -38,12 +38,16 @@ from proxy.wire.replies import (
     QUERY,
     REPLACE,
     SKIP,
+    Peer,
     Reply,
 )
 from proxy.wire.replies import SYNC as SYNC_REPLY
 
 _REFUSED: Final = b"_sluice_refused"
 """A statement and portal that never exist: binding it is an error for certain, which one of ours replaces."""
+
+UNNAMED: Final = b"unnamed"
+"""The subject of a Parse of the proxy's own that makes a client's statement the unnamed one."""
 
 _FAILING_QUERY: Final = query(b"this statement was refused by the proxy")
 
@@ -141,6 +145,8 @@ def write_unit(server: Server, unit: Unit, out: Writer, now: float, in_transacti
         message.following = None
         if message.error is not None:
             _write_refusal(server, unit, message, message.error, out)
+            if replies.peer is not None:
+                undo(replies.peer, following)
             return
         code = message.message_code
         if code == FE_QUERY or code == FE_EXECUTE:
@@ -158,7 +164,7 @@ def write_unit(server: Server, unit: Unit, out: Writer, now: float, in_transacti
                 elif server.unnamed is not statement:
                     server.unnamed = statement
                     out.put(statement.unnamed_message())
-                    replies.push(Reply(PARSE, SKIP))
+                    replies.push(Reply(PARSE, SKIP, UNNAMED))
         elif code == FE_PARSE:
             if message.name:
                 _write_named_parse(server, message, out)
@@ -166,7 +172,9 @@ def write_unit(server: Server, unit: Unit, out: Writer, now: float, in_transacti
                 message = following
                 continue
             server.unnamed = message.statement
-        elif code == FE_CLOSE and message.name:
+        elif code == FE_CLOSE and not message.name:
+            server.unnamed = None
+        elif code == FE_CLOSE:
             # Other clients use the statement too; only this client's name for it goes.
             message.mode = FAKE
             message.payload = CLOSE_COMPLETE
@@ -194,6 +202,16 @@ def write_unit(server: Server, unit: Unit, out: Writer, now: float, in_transacti
         if message.kind != NOTHING:
             replies.push(message)
         message = following
+
+
+def undo(peer: Peer, message: Message | None) -> None:
+    """Take back what the messages from `message` on were to prepare and close, the last first: they are not sent."""
+    unsent: list[Message] = []
+    while message is not None:
+        unsent.append(message)
+        message = message.following
+    for reply in reversed(unsent):
+        peer.undone(reply)
 
 
 def _ensure_named(server: Server, statement: Statement, out: Writer) -> None:

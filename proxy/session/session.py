@@ -39,8 +39,8 @@ from proxy.query.prepared import Statement
 from proxy.query.route import Route, choose, pool_problem, refusal
 from proxy.session.collect import ClientStatements, read_message
 from proxy.session.database import Database
-from proxy.session.sending import Writer, write_prelude, write_unit
-from proxy.session.settings import default_for, read_back_query, settings_for
+from proxy.session.sending import UNNAMED, Writer, undo, write_prelude, write_unit
+from proxy.session.settings import default_for, read_back_query, readable, settings_for
 from proxy.session.unit import MAX_BYTES, Message, Unit
 from proxy.upstream.errand import Rollback
 from proxy.upstream.pool import Pool
@@ -75,7 +75,7 @@ from proxy.wire.messages import (
     first_columns,
     ready,
 )
-from proxy.wire.replies import COPY_END, FORWARD, PARSE, QUERY, SKIP, Reply
+from proxy.wire.replies import CLOSE, COPY_END, FORWARD, PARSE, QUERY, SKIP, Reply
 
 log = logging.getLogger(__name__)
 
@@ -769,19 +769,35 @@ class Session(Borrower):
             self.profile = self.startup_profile
 
     def undone(self, reply: Reply) -> None:
-        """Take back what a Parse or Close that failed had changed."""
+        """Take back what a Parse or Close that failed, or was never sent, had changed."""
+        server = self.server
         if isinstance(reply, Message):
-            statement = reply.statement
-            if statement is None or not reply.name:
-                return
             if reply.kind == PARSE:
+                if reply.error is not None:
+                    return
+                if not reply.name:
+                    self._forget_unnamed()
+                    return
                 self.statements.named.pop(reply.name, None)
-                if reply.prepares and self.server is not None:
-                    self.server.statements.pop(statement.number, None)
+                if reply.prepares and reply.statement is not None and server is not None:
+                    server.statements.pop(reply.statement.number, None)
+            elif reply.kind == CLOSE and reply.name and reply.statement is not None:
+                self.statements.named[reply.name] = reply.statement
+            return
+        subject = reply.subject
+        if subject is UNNAMED:
+            self._forget_unnamed()
+        elif isinstance(subject, Statement) and server is not None:
+            if reply.kind == PARSE:
+                server.statements.pop(subject.number, None)
             else:
-                self.statements.named[reply.name] = statement
-        elif isinstance(reply.subject, Statement) and self.server is not None:
-            self.server.statements.pop(reply.subject.number, None)
+                # The server has it still: it is closed before it is parsed again.
+                server.stale.add(subject.number)
+
+    def _forget_unnamed(self) -> None:
+        """Note that the server's unnamed statement is not what it was to become: it is parsed again where needed."""
+        if self.server is not None:
+            self.server.unnamed = None
 
     def shows(self, name: bytes, value: bytes) -> bool:
         """Tell whether the client is to see this ParameterStatus: only what changes for itself."""
@@ -797,8 +813,12 @@ class Session(Borrower):
 
     def injected_failed(self, reply: Reply, data: bytes, start: i64, end: i64) -> None:
         """End the session: its identity or parameters could not be set, so nothing may run for it there."""
-        if isinstance(reply.subject, Statement):
-            # A statement that no longer parses: its Bind fails too, and the client is told.
+        if isinstance(reply.subject, Statement) or reply.subject is UNNAMED:
+            # A client's statement that no longer parses: its Bind is skipped, and this is the answer.
+            if i64(read_i32_be(data, start + 1)) == end - start - 1:
+                self.forward(data[start:end])
+            else:
+                self.forward(error_response(UpstreamUnavailable(error_fields(data, start, end).get("M", ""))))
             return
         reason = error_fields(data, start, end).get("M", "")
         log.error("session %d: the server refused its identity or parameters: %s", self.pid, reason)
@@ -869,20 +889,19 @@ class Session(Borrower):
 
     def _read_back(self, server: Server) -> bool:
         """Ask the server what the settings are now that the client has touched; True if it was asked."""
-        names = [name for name in self.touched if name != "all"]
-        sql = read_back_query(names)
-        if not sql:
+        names = readable(self.touched)
+        if not names:
             self.touched = {}
             return False
         server.replies.push(Reply(QUERY, SKIP, self))
-        server.transport.write(sql)
+        server.transport.write(read_back_query(names))
         self.waits |= _FOR_READ_BACK
         return True
 
     def _apply_read_back(self, server: Server) -> None:
         """Make the values that the server reports the session's own."""
         self.waits &= ~_FOR_READ_BACK
-        names = [name for name in self.touched if name != "all"]
+        names = readable(self.touched)
         self.touched = {}
         values = dict(self.profile.values)
         for name, value in zip(names, self.read_back_row, strict=False):
@@ -928,11 +947,7 @@ class Session(Borrower):
 
     def _answer_unsent(self, unit: Unit, error: ClientError) -> None:
         """Answer a unit of which nothing was sent with `error`, and take back the names that it had prepared."""
-        message = unit.first
-        while message is not None:
-            if message.message_code == FE_PARSE and message.name and message.error is None:
-                self.statements.named.pop(message.name, None)
-            message = message.following
+        undo(self, unit.first)
         if self.stream_left > 0:
             self.stream_to_server = False
         ends = unit.ended_by == FE_QUERY or unit.ended_by == FE_SYNC

@@ -44,7 +44,12 @@ def default_for(server: Server, name: str) -> str | None:
     return value.decode("utf-8", "replace") if value is not None else None
 
 
+def readable(touched: dict[str, bool]) -> list[str]:
+    """Return those of the settings `touched` that are read back; "all", and names of other letters, are not."""
+    return [name for name in touched if name != "all" and _NAME.match(name)]
+
+
 def read_back_query(names: list[str]) -> bytes:
-    """Return a Query that reads the settings `names`; b"" where none of them is a setting's name."""
-    columns = [f"pg_catalog.current_setting('{name}', true)" for name in names if _NAME.match(name)]
-    return query(("SELECT " + ", ".join(columns)).encode()) if columns else b""
+    """Return a Query that reads the settings `names`, in one row."""
+    columns = [f"pg_catalog.current_setting('{name}', true)" for name in names]
+    return query(("SELECT " + ", ".join(columns)).encode())

@@ -216,12 +216,12 @@ class Server:
         if self.stale and statement.number in self.stale:
             self.stale.discard(statement.number)
             closing = close_statement(statement.name)
-            self.replies.push(Reply(CLOSE, SKIP))
+            self.replies.push(Reply(CLOSE, SKIP, statement))
         elif len(self.statements) >= MAX_STATEMENTS:
             oldest = next(iter(self.statements))
             evicted = self.statements.pop(oldest)
             closing = close_statement(evicted.name)
-            self.replies.push(Reply(CLOSE, SKIP))
+            self.replies.push(Reply(CLOSE, SKIP, evicted))
         self.statements[statement.number] = statement
         return closing
 

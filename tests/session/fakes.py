@@ -186,7 +186,7 @@ class Ran:
 
 _SET_CONFIG = re.compile(r"pg_catalog\.set_config\((\$\d+|'[^']*'), (\$\d+|'[^']*'), false\)")
 _CURRENT = re.compile(r"pg_catalog\.current_setting\('([^']*)', true\)")
-_SET = re.compile(r"SET (LOCAL |SESSION )?([\w.]+) (?:=|TO) '?([^']*)'?\Z", re.IGNORECASE)
+_SET = re.compile(r'SET (LOCAL |SESSION )?"?([\w.]+)"? (?:=|TO) \'?([^\']*)\'?\Z', re.IGNORECASE)
 _WORDS = {
     *("SELECT", "INSERT", "UPDATE", "DELETE", "COPY", "SET", "RESET", "DISCARD"),
     *("LISTEN", "UNLISTEN", "CREATE", "DROP", "DO", "LOAD"),
@@ -217,7 +217,7 @@ class Backend:
         self.portals: dict[str, tuple[str, list[str]]] = {}
         self.ran: list[Ran] = []
         self.committed: list[str] = []
-        # What the next answer, whole, is; and messages that fail once, by a part of their SQL.
+        # Statements that fail once, by a part of their SQL, with their SQLSTATE.
         self.fails: dict[str, str] = {}
         self.terminated = False
         # Whose bytes came since the last DISCARD ALL that was answered.
@@ -226,7 +226,7 @@ class Backend:
         self._out: list[bytes] = []
         self._uncommitted: list[str] = []
         self._before: dict[str, str] | None = None
-        self._implicit = False
+        self._changed: dict[str, str] = {}
         self._skipping = False
         self._copying = ""
         self._copy_is_extended = False
@@ -296,7 +296,6 @@ class Backend:
             self._end_implicit()
             self._ready()
         elif kind not in b"dcfH":
-            self._implicit = True
             try:
                 self._extended(kind, body)
             except Failed as failure:
@@ -304,6 +303,9 @@ class Backend:
                 self._skipping = True
 
     def _ready(self) -> None:
+        for name, value in self._changed.items():
+            self._put(b"S", f"{name}\0{value}\0".encode())
+        self._changed = {}
         self._put(b"Z", self.status.encode())
 
     def _error(self, failure: Failed) -> None:
@@ -323,7 +325,6 @@ class Backend:
             self._uncommitted = []
             self._before = None
             self.portals = {}
-        self._implicit = False
 
     def _query(self, text: str) -> None:
         self.statements.pop("", None)
@@ -347,6 +348,9 @@ class Backend:
         self._ready()
 
     def _fail_on(self, sql: str) -> None:
+        for part, sqlstate in self.world.failing.items():
+            if part in sql:
+                raise Failed(sqlstate)
         for part in list(self.fails):
             if part in sql:
                 raise Failed(self.fails.pop(part))
@@ -496,7 +500,7 @@ class Backend:
     def _change(self, settings: dict[str, str]) -> None:
         for name, reported in _REPORTED.items():
             if settings[name] != self.settings[name]:
-                self._put(b"S", f"{reported}\0{settings[name]}\0".encode())
+                self._changed[reported] = settings[name]
         self.settings = settings
 
     def _rows(self, values: list[str]) -> None:
@@ -595,6 +599,8 @@ class World:
         self.users: set[str] = set()
         self.backends: list[Backend] = []
         self.abandoned: list[Server] = []
+        # Statements that fail on every server, by a part of their SQL, with their SQLSTATE.
+        self.failing: dict[str, str] = {}
         self._wanted: list[Pool] = []
         hosts = [Host("one", "one", 5432, "primary")]
         if replica:

@@ -1,0 +1,333 @@
+"""Prepared statements that follow a client from one server connection to the next, and settings that do."""
+
+from __future__ import annotations
+
+import pytest
+
+from proxy.upstream.server import MAX_STATEMENTS
+from tests.session.fakes import (
+    FLUSH,
+    SYNC,
+    Backend,
+    Client,
+    World,
+    bind,
+    close,
+    describe,
+    error,
+    execute,
+    kinds,
+    message,
+    parse,
+    query,
+    rows,
+    run,
+    tags,
+)
+
+READ = "SELECT 'alice'"
+INSERT = "INSERT INTO t VALUES ('alice')"
+
+
+def use(name: str) -> bytes:
+    return bind(name) + execute() + SYNC
+
+
+def moved(world: World, client: Client, other: Client) -> Backend:
+    """Have `client` hold another connection than that on which it prepared, and return it."""
+    other.ask(query("BEGIN"))
+    client.ask(query("BEGIN"))
+    assert len(world.of("primary")) == 2
+    return world.of("primary")[1]
+
+
+# -- prepared statements
+
+
+def test_a_named_statement_works_on_another_connection(world: World) -> None:
+    client, other = world.client(), world.client()
+    assert kinds(client.ask(parse("s", INSERT), describe("s"), SYNC)) == "1 t n ZI"
+    second = moved(world, client, other)
+    assert kinds(client.ask(use("s"))) == "2 C ZT"
+    assert kinds(client.ask(describe("s"), use("s"))) == "t n 2 C ZT"
+    assert sum(INSERT.encode() in each for each in second.transport.writes) == 1
+
+
+def test_the_unnamed_statement_works_on_another_connection(world: World) -> None:
+    client, other = world.client(), world.client()
+    assert kinds(client.ask(parse("", INSERT), SYNC)) == "1 ZI"
+    second = moved(world, client, other)
+    assert kinds(client.ask(parse("", INSERT), SYNC, query("SELECT 1"))) == "1 ZT T D C ZT"
+    assert kinds(client.ask(use(""))) == "E:26000 ZE", "a simple query destroys it"
+    client.ask(query("ROLLBACK"))
+    client.ask(parse("", INSERT), SYNC)
+    assert kinds(client.ask(use(""))) == "2 C ZI"
+    assert second.sql
+
+
+def test_the_unnamed_statement_of_another_client_is_not_taken_for_ones_own(world: World) -> None:
+    world = World(maximum=1)
+    client, other = world.client(), world.client()
+    client.ask(parse("", "SELECT 1"), SYNC)
+    other.ask(parse("", "SELECT 2"), SYNC)
+    assert rows(client.ask(use(""))) == ["1"]
+    assert rows(other.ask(use(""))) == ["2"]
+
+
+def test_clients_with_the_same_statement_share_it(world: World) -> None:
+    client, other = world.client(), world.client()
+    client.ask(parse("one", READ), use("one"))
+    assert kinds(other.ask(parse("two", READ), use("two"))) == "1 2 D C ZI"
+    (backend,) = world.backends
+    assert backend.transport.all.count(READ.encode()) == 1
+    assert len([name for name in backend.statements if name.startswith("_sluice_1")]) == 1
+
+
+def test_closing_a_name_frees_it_for_its_client_alone(world: World) -> None:
+    client, other = world.client(), world.client()
+    client.ask(parse("s", READ), SYNC)
+    other.ask(parse("s", READ), SYNC)
+    assert kinds(client.ask(close("s"), SYNC)) == "3 ZI"
+    assert kinds(client.ask(use("s"))) == "E:26000 ZI"
+    assert kinds(other.ask(use("s"))) == "2 D C ZI"
+    assert kinds(client.ask(parse("s", "SELECT 2"), use("s"))) == "1 2 D C ZI"
+
+
+def test_closing_what_does_not_exist_is_no_error(world: World) -> None:
+    client = world.client()
+    assert kinds(client.ask(close("none"), close("none", b"P"), SYNC)) == "3 3 ZI"
+
+
+def test_closing_the_unnamed_statement_takes_it_from_nobody_else(world: World) -> None:
+    world = World(maximum=1)
+    client, other = world.client(), world.client()
+    other.ask(parse("", READ), SYNC)
+    client.ask(parse("", READ), close(""), SYNC)
+    assert kinds(client.ask(use(""))) == "E:26000 ZI"
+    assert kinds(other.ask(use(""))) == "2 D C ZI"
+
+
+def test_a_name_that_is_taken_is_refused(world: World) -> None:
+    client = world.client()
+    client.ask(parse("s", READ), SYNC)
+    answer = client.ask(parse("s", "SELECT 2"), bind("s"), execute(), SYNC)
+    assert kinds(answer) == "E:42P05 ZI"
+    assert error(answer)["M"] == 'prepared statement "s" already exists'
+    assert rows(client.ask(use("s"))) == ["'alice'"]
+
+
+def test_a_missing_statement_is_refused_and_the_rest_skipped_to_sync(world: World) -> None:
+    client = world.client()
+    answer = client.ask(use("s"), use(""), describe("s"), SYNC, query("SELECT 1"))
+    assert kinds(answer) == "E:26000 ZI E:26000 ZI E:26000 ZI T D C ZI"
+    assert 'prepared statement "s" does not exist' in answer.decode(errors="replace")
+    client.ask(query("BEGIN"))
+    assert kinds(client.ask(bind("s"), execute(), parse("x", READ), SYNC)) == "E:26000 ZE"
+
+
+def test_a_parse_that_fails_leaves_its_name_free(world: World) -> None:
+    client = world.client()
+    world.failing["SELECT nothing"] = "42703"
+    assert kinds(client.ask(parse("s", "SELECT nothing"), SYNC)) == "E:42703 ZI"
+    assert kinds(client.ask(parse("s", READ), use("s"))) == "1 2 D C ZI"
+
+
+@pytest.mark.parametrize("failing", ["SELECT 1/0", "DROP TABLE t"])
+@pytest.mark.parametrize("begun", [False, True])
+def test_names_prepared_behind_an_error_are_free_again(world: World, failing: str, begun: bool) -> None:
+    client = world.client()
+    client.ask(parse("kept", READ), SYNC)
+    if begun:
+        client.ask(query("BEGIN"))
+    pipeline = parse("", failing) + bind() + execute() + close("kept") + parse("s", READ) + use("s")
+    assert " E:" in " " + kinds(client.ask(pipeline))
+    if begun:
+        client.ask(query("ROLLBACK"))
+    assert kinds(client.ask(use("s"))) == "E:26000 ZI"
+    assert kinds(client.ask(parse("s", "SELECT 2"), use("s"))) == "1 2 D C ZI"
+    assert kinds(client.ask(use("kept"))) == "2 D C ZI"
+
+
+def test_a_unit_behind_one_with_an_error_keeps_its_names(world: World) -> None:
+    client = world.client()
+    pipeline = parse("a", "SELECT 1/0") + use("a") + parse("b", READ) + use("b")
+    assert kinds(client.ask(pipeline)) == "1 2 E:22012 ZI 1 2 D C ZI"
+    assert kinds(client.ask(use("b"))) == "2 D C ZI"
+
+
+def test_an_unnamed_statement_that_was_skipped_is_not_taken_for_parsed(world: World) -> None:
+    world = World(maximum=1)
+    client, other = world.client(), world.client()
+    other.ask(parse("", "SELECT 2"), SYNC)
+    client.ask(parse("", "SELECT 1/0"), bind(), execute(), parse("", "SELECT 2"), bind(), execute(), SYNC)
+    assert rows(other.ask(use(""))) == ["2"]
+
+
+@pytest.mark.parametrize("name", ["s", ""])
+def test_a_statement_that_no_longer_parses_elsewhere_is_an_error_of_its_own(world: World, name: str) -> None:
+    client, other = world.client(), world.client()
+    client.ask(parse(name, READ), SYNC)
+    other.ask(query("SELECT 1"), query("BEGIN"))
+    reader = world.of("readonly")[0]
+    reader.die()
+    client.send(use(name))
+    world.open()
+    world.of("readonly")[1].fails[READ] = "42P01"
+    world.settle()
+    assert kinds(client.take()) == "E:42P01 ZI"
+    assert kinds(client.ask(query("SELECT 1"))) == "T D C ZI"
+    if name:
+        assert kinds(client.ask(use(name))) == "2 D C ZI"
+
+
+def test_a_connection_holds_a_bounded_number_of_statements(world: World) -> None:
+    world = World(maximum=1)
+    client = world.client()
+    for number in range(MAX_STATEMENTS + 10):
+        assert kinds(client.ask(parse(f"s{number}", f"SELECT x{number}"), SYNC)) == "1 ZI"
+    (backend,) = world.backends
+    held = [name for name in backend.statements if name[len("_sluice_")].isdigit()]
+    assert len(held) == MAX_STATEMENTS
+    for number in range(MAX_STATEMENTS + 10):
+        assert kinds(client.ask(use(f"s{number}"))) == "2 D C ZI"
+
+
+def test_a_statement_whose_eviction_was_skipped_is_still_known(world: World) -> None:
+    world = World(maximum=1)
+    client = world.client()
+    for number in range(MAX_STATEMENTS):
+        client.ask(parse(f"s{number}", f"SELECT x{number}"), SYNC)
+    assert "E:22012" in kinds(
+        client.ask(parse("", "SELECT 1/0"), bind(), execute(), parse("one", "SELECT more"), SYNC)
+    )
+    for number in range(MAX_STATEMENTS):
+        assert kinds(client.ask(use(f"s{number}"))) == "2 D C ZI"
+
+
+def test_discard_all_empties_the_names(world: World) -> None:
+    client = world.client()
+    client.ask(parse("s", READ), SYNC)
+    assert kinds(client.ask(query("DISCARD ALL"))) == "C ZI"
+    assert kinds(client.ask(use("s"))) == "E:26000 ZI"
+    assert kinds(client.ask(parse("s", READ), use("s"))) == "1 2 D C ZI"
+
+
+def test_what_is_prepared_behind_a_discard_all_in_one_packet_stays(world: World) -> None:
+    client = world.client()
+    answer = client.ask(query("DISCARD ALL"), parse("s", READ), SYNC, use("s"))
+    assert kinds(answer) == "C ZI 1 ZI 2 D C ZI"
+    assert kinds(client.ask(use("s"))) == "2 D C ZI"
+
+
+def test_deallocate_reaches_names_of_the_protocol(world: World) -> None:
+    client = world.client()
+    client.ask(parse("a", READ), parse("b", READ), SYNC)
+    assert tags(client.ask(query("DEALLOCATE a"))) == ["DEALLOCATE"]
+    assert kinds(client.ask(use("a"), use("b"))) == "E:26000 ZI 2 D C ZI"
+    assert tags(client.ask(query("DEALLOCATE ALL"))) == ["DEALLOCATE ALL"]
+    assert kinds(client.ask(use("b"))) == "E:26000 ZI"
+
+
+def test_a_portal_lives_as_long_as_its_transaction(world: World) -> None:
+    client = world.client()
+    client.ask(query("BEGIN"), parse("s", READ), bind("s", "p"), SYNC)
+    assert kinds(client.ask(execute("p"), describe("p", b"P"), close("p", b"P"), SYNC)) == "D C n 3 ZT"
+    client.ask(query("COMMIT"))
+    assert kinds(client.ask(execute("p"), SYNC)) == "E:34000 ZI"
+
+
+def test_a_name_of_too_long_a_text_is_refused(world: World) -> None:
+    client = world.client()
+    text = "SELECT '" + "x" * 70_000 + "'"
+    assert kinds(client.ask(parse("s", text), use("s"))) == "E:0A000 ZI"
+    assert kinds(client.ask(run(text))) == "1 2 D C ZI"
+    assert kinds(client.ask(parse("s", READ), use("s"))) == "1 2 D C ZI"
+
+
+# -- settings
+
+
+def test_a_setting_follows_the_session_to_another_connection(world: World) -> None:
+    client = world.client()
+    assert kinds(client.ask(query("SET TimeZone = 'Asia/Tokyo'"))) == "C S:TimeZone=Asia/Tokyo ZI"
+    client.ask(query(INSERT))
+    (writer,) = world.of("primary")
+    assert writer.settings["timezone"] == "Asia/Tokyo"
+    assert INSERT in writer.committed
+    assert "current_setting" not in writer.transport.all.decode(errors="replace")
+
+
+def test_a_setting_is_no_other_sessions(world: World) -> None:
+    world = World(maximum=1)
+    client, other = world.client(), world.client()
+    client.ask(query("SET TimeZone = 'Asia/Tokyo'"))
+    other.ask(query(READ))
+    assert world.of("readonly")[0].settings["timezone"] == "UTC"
+    client.ask(query(READ))
+    assert world.of("readonly")[0].settings["timezone"] == "Asia/Tokyo"
+
+
+def test_a_setting_without_a_known_default_is_reset_before_another_session(world: World) -> None:
+    world = World(maximum=1)
+    client, other = world.client(), world.client()
+    client.ask(query("SET work_mem = '1MB'"))
+    (backend,) = world.backends
+    assert kinds(other.ask(query(READ))) == "T D C ZI"
+    assert backend.ran[-3].sql == "DISCARD ALL"
+    assert "work_mem" not in backend.settings
+    client.ask(query(READ))
+    assert backend.settings["work_mem"] == "1MB"
+
+
+def test_a_setting_is_read_back_as_the_server_has_it(world: World) -> None:
+    client = world.client()
+    client.ask(query("BEGIN"), query("SET TimeZone = 'Asia/Tokyo'"), query("ROLLBACK"))
+    assert client.session.profile is client.session.startup_profile
+    client.ask(query("BEGIN"), query("SET TimeZone = 'Asia/Tokyo'"), query("COMMIT"), query(READ))
+    assert world.of("readonly")[0].settings["timezone"] == "Asia/Tokyo"
+
+
+def test_a_read_back_keeps_each_value_with_its_name(world: World) -> None:
+    client = world.client()
+    client.ask(query("BEGIN"), query("SET \"été.x\" = '1'"), query("SET work_mem = '1MB'"), query("COMMIT"))
+    assert client.session.profile.get("work_mem") == "1MB"
+
+
+def test_statements_behind_a_set_in_one_packet_wait_for_the_read_back(world: World) -> None:
+    client = world.client()
+    answer = client.ask(query("SET TimeZone = 'Asia/Tokyo'"), query(INSERT), query(READ))
+    assert kinds(answer) == "C S:TimeZone=Asia/Tokyo ZI C ZI T D C ZI"
+    assert world.of("primary")[0].settings["timezone"] == "Asia/Tokyo"
+
+
+@pytest.mark.parametrize("sql", ["RESET ALL", "DISCARD ALL"])
+def test_a_reset_restores_what_the_session_started_with(world: World, sql: str) -> None:
+    client = world.client(settings={"timezone": "Europe/Berlin"})
+    client.ask(query("SET TimeZone = 'Asia/Tokyo'"))
+    client.ask(query(sql))
+    client.ask(query(READ))
+    assert world.of("readonly")[0].settings["timezone"] == "Europe/Berlin"
+    assert kinds(client.ask(query(READ))) == "T D C ZI"
+
+
+def test_parameters_that_tell_of_routing_are_not_shown(world: World) -> None:
+    client = world.client()
+    client.send(query(READ))
+    world.open()
+    (backend,) = world.backends
+    backend.answer()
+    backend.answer()
+    client.take()
+    client.ask(query("BEGIN"))
+    status = message(b"S", b"in_hot_standby\0on\0") + message(b"S", b"session_authorization\0app\0")
+    server = client.server()
+    assert server is not None
+    server.data_received(status + message(b"S", b"TimeZone\0Asia/Tokyo\0"))
+    assert kinds(client.take()) == "S:TimeZone=Asia/Tokyo"
+
+
+def test_a_flush_ended_reset_all_is_answered(world: World) -> None:
+    client = world.client()
+    assert kinds(client.ask(parse("", "RESET ALL"), bind(), execute(), FLUSH)) == "1 2 C"
+    assert kinds(client.ask(SYNC)) == "ZI"
+    assert kinds(client.ask(query(READ))) == "T D C ZI"
