@@ -220,6 +220,8 @@ class Backend:
         # Statements that fail once, by a part of their SQL, with their SQLSTATE.
         self.fails: dict[str, str] = {}
         self.terminated = False
+        # An identity was refused: what came with it in one write ran without.
+        self.refused_claim = False
         # Whose bytes came since the last DISCARD ALL that was answered.
         self.user = ""
         self._inbox = b""
@@ -353,6 +355,7 @@ class Backend:
                 raise Failed(sqlstate)
         for part in list(self.fails):
             if part in sql:
+                self.refused_claim |= part == "set_config"
                 raise Failed(self.fails.pop(part))
 
     def _extended(self, kind: bytes, body: bytes) -> None:
@@ -559,6 +562,10 @@ class Client:
     def server(self) -> Server | None:
         """Return the server connection that the session holds."""
         return self.session.server
+
+    def closed(self) -> bool:
+        """Tell whether the proxy has closed the connection."""
+        return self.transport.closed
 
     def vanish(self) -> None:
         """Lose the connection."""

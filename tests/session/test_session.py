@@ -344,7 +344,7 @@ def test_what_cannot_be_carried_pins_the_connection(world: World, sql: str, reas
     (backend,) = world.backends
     client.send(TERMINATE)
     world.settle()
-    assert client.transport.closed and pool.pinned == 0
+    assert client.closed() and pool.pinned == 0
     assert backend.ran[-1].sql == "DISCARD ALL"
     world.check()
 
@@ -377,10 +377,10 @@ def test_notifications_reach_a_client_that_does_nothing(world: World) -> None:
 def test_terminate_lets_what_stands_before_it_complete(world: World) -> None:
     client = world.client()
     client.send(query(INSERT), TERMINATE, query("DELETE FROM t"))
-    assert not client.transport.closed
+    assert not client.closed()
     world.settle()
     assert kinds(client.take()) == "C ZI"
-    assert client.transport.closed
+    assert client.closed()
     assert world.backends[0].committed[1:] == [INSERT]
     world.check()
 
@@ -463,7 +463,7 @@ def test_a_server_that_dies_in_a_unit_ends_the_client_with_a_fatal_error(world: 
     answer = client.take()
     assert kinds(answer) == "FATAL:08006"
     assert "one:5432" in error(answer)["M"]
-    assert client.transport.closed
+    assert client.closed()
 
 
 def test_a_server_that_dies_while_nobody_uses_it_is_not_noticed(world: World) -> None:
@@ -564,7 +564,7 @@ def test_rejects_what_the_protocol_does_not_allow(world: World, data: bytes) -> 
     client = world.client()
     client.send(data + b"x" * 100_000)
     assert kinds(client.take()) == "FATAL:08P01"
-    assert client.transport.closed
+    assert client.closed()
     client.session.data_received(query("SELECT 1"))
     assert not world.backends
 
