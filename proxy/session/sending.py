@@ -133,10 +133,10 @@ def write_prelude(server: Server, settings: list[tuple[str, str]], out: Writer) 
     replies.push(Reply(SYNC_REPLY, SKIP))
 
 
-def write_unit(server: Server, unit: Unit, out: Writer, now: float, in_transaction: bool) -> None:
+def write_unit(server: Server, unit: Unit, out: Writer, now: float, in_transaction: bool) -> bool:
     """Write the messages of `unit` and queue what the server will owe, up to the first that is refused.
 
-    The messages are their own replies; the client's bytes are let go of.
+    The messages are their own replies; the client's bytes are let go of. Returns False if one was refused.
     """
     replies = server.replies
     message = unit.first
@@ -147,7 +147,7 @@ def write_unit(server: Server, unit: Unit, out: Writer, now: float, in_transacti
             _write_refusal(server, unit, message, message.error, out)
             if replies.peer is not None:
                 undo(replies.peer, following)
-            return
+            return False
         code = message.message_code
         if code == FE_QUERY or code == FE_EXECUTE:
             message.sent_at = now
@@ -202,6 +202,7 @@ def write_unit(server: Server, unit: Unit, out: Writer, now: float, in_transacti
         if message.kind != NOTHING:
             replies.push(message)
         message = following
+    return True
 
 
 def undo(peer: Peer, message: Message | None) -> None:

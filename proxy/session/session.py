@@ -154,8 +154,10 @@ class Session(Borrower):
         self.stream_to_server = False
         self.route: Route = database.first_route
         self.in_transaction = False
-        # Something was sent whose Sync has not come yet.
+        # Something was sent whose Sync has not come yet. A Query behind it ends that too, unless the server skips
+        # it because of an error; which of the two, only its ReadyForQuery tells.
         self.awaits_sync = False
+        self.query_is_last = False
         # An error was answered without a server; what follows is dropped up to Sync.
         self.skips_to_sync = False
         self.prelude_under_way = False
@@ -313,14 +315,9 @@ class Session(Borrower):
         message = Message(FE_QUERY, QUERY, data, start, end, None)
         message.intent = intent
         message.queued_at = now
+        if not self._finish_unit(data, start, end, now):
+            return
         unit = self.unit
-        if unit.first is not None:
-            # A Query in the middle of an extended unit: what stands before it goes out first.
-            self._dispatch(unit, now)
-            if self.waits != 0:
-                self._put_behind(data, start, end)
-                return
-            unit = self.unit
         if intent.kind != READ or intent.refused or self.bucket is not None:
             if intent.sets_pool or intent.deallocates:
                 if self._answer(intent, message):
@@ -332,6 +329,20 @@ class Session(Borrower):
         unit.ended_by = FE_QUERY
         unit.add(message)
         self._dispatch(unit, now)
+
+    def _finish_unit(self, data: bytes, start: i64, end: i64, now: float) -> bool:
+        """Send an unfinished unit of extended messages, behind which another kind of message came.
+
+        Returns False if that message has to wait, or is skipped because the unit failed.
+        """
+        if self.unit.first is None:
+            return True
+        self._dispatch(self.unit, now)
+        if self.waits != 0:
+            self._put_behind(data, start, end)
+            return False
+        self.stream_to_server = not self.skips_to_sync
+        return not self.skips_to_sync
 
     def _put_behind(self, data: bytes, start: i64, end: i64) -> None:
         """Keep a message that came behind an unfinished unit which waits."""
@@ -371,12 +382,9 @@ class Session(Borrower):
 
     def _copy(self, kind: i64, data: bytes, start: i64, end: i64, now: float) -> None:
         """Pass COPY data on; without a server connection there is no COPY, and PostgreSQL ignores it then."""
-        if self.unit.first is not None:
-            # It may belong to an Execute behind which no Sync or Flush came.
-            self._dispatch(self.unit, now)
-            if self.waits != 0:
-                self._put_behind(data, start, end)
-                return
+        # It may belong to an Execute behind which no Sync or Flush came.
+        if not self._finish_unit(data, start, end, now):
+            return
         server = self.server
         if server is None:
             self.stream_to_server = False
@@ -458,13 +466,9 @@ class Session(Borrower):
 
     def _refuse_function_call(self, data: bytes, start: i64, end: i64, now: float) -> None:
         """Refuse a FunctionCall in its turn; like a Query it is answered with a ReadyForQuery."""
+        if not self._finish_unit(data, start, end, now):
+            return
         unit = self.unit
-        if unit.first is not None:
-            self._dispatch(unit, now)
-            if self.waits != 0:
-                self._put_behind(data, start, end)
-                return
-            unit = self.unit
         message = Message(FE_QUERY, QUERY, data, start, end, None)
         message.error = FeatureNotSupported(
             "the function call sub-protocol is not supported", hint="Use SELECT."
@@ -587,7 +591,9 @@ class Session(Borrower):
                     first.error = error
                 break
         was_empty = server.replies.head is None
-        write_unit(server, unit, out, now, self.in_transaction)
+        if not write_unit(server, unit, out, now, self.in_transaction):
+            # The rest of a long message that was not sent is not sent either.
+            self.stream_to_server = False
         if not unit.reads_only:
             self.wrote = True
             if unit.begins:
@@ -595,7 +601,9 @@ class Session(Borrower):
             elif unit.ends:
                 self.in_transaction = False
         ended = unit.ended_by
-        self.awaits_sync = ended != FE_QUERY and ended != FE_SYNC
+        self.query_is_last = ended == FE_QUERY
+        if ended != FE_QUERY:
+            self.awaits_sync = ended != FE_SYNC
         unit.clear()
         out.write_to(server)
         if was_empty:
@@ -836,7 +844,12 @@ class Session(Borrower):
         if server is None:
             return
         self.waits &= ~_FOR_REPLIES
-        if self.awaits_sync or (self.stream_left > 0 and self.stream_to_server):
+        if self.awaits_sync:
+            if not self.query_is_last:
+                self._go_on(now)
+                return
+            self.awaits_sync = False
+        if self.stream_left > 0 and self.stream_to_server:
             self._go_on(now)
             return
         self.prelude_under_way = False
@@ -1003,7 +1016,11 @@ class Session(Borrower):
     def _terminate(self) -> None:
         """End in good order: what stands before the Terminate completes, what stands behind it is dropped."""
         server = self.server
-        if server is not None and server.replies.head is not None and not self.awaits_sync:
+        if (
+            server is not None
+            and server.replies.head is not None
+            and (not self.awaits_sync or self.query_is_last)
+        ):
             self.ending = True
             self._pause_reading()
             return

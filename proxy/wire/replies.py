@@ -154,6 +154,8 @@ class ReplyQueue:
         self.bytes_received: i64 = 0
         # After an error behind which no Sync is queued yet: the server discards what is sent until one.
         self.skipping: bool = False
+        # The head is a COPY whose data comes from the client and has not ended.
+        self.copying: bool = False
         # An incomplete message at the end of the last read, and a long one that is passing through.
         self._held: bytes = b""
         self._body_left: i64 = 0
@@ -171,6 +173,10 @@ class ReplyQueue:
                     self.peer.undone(reply)
                 return
             self.skipping = False
+        if self.copying and reply.kind == COPY_END:
+            self.copying = False
+            if self.head is not None:
+                self._swallow(self.head)
         if self.tail is None:
             self.head = reply
             reply.bytes_out = -self._base
@@ -421,23 +427,31 @@ class ReplyQueue:
             self._run = end
 
     def _copy_in(self, head: Reply) -> None:
-        """Drop what the server swallows: each Sync between this Execute and the end of its COPY.
-
-        While a COPY runs the server ignores Flush and Sync (manual, "COPY Operations").
-        """
-        if head.kind == EXECUTE:
-            before = head
-            while before.next is not None and before.next.kind != COPY_END:
-                candidate = before.next
-                if candidate.kind == SYNC:
-                    before.next = candidate.next
-                    self.length -= 1
-                    if self.tail is candidate:
-                        self.tail = before
-                else:
-                    before = candidate
+        """Take note that the server reads CopyData now."""
+        self.copying = not self._swallow(head)
         if self.peer is not None:
             self.peer.copy_in()
+
+    def _swallow(self, head: Reply) -> bool:
+        """Drop what the server swallows: each Sync between `head` and the end of its COPY, if that was sent.
+
+        While a COPY runs the server ignores Flush and Sync (manual, "COPY Operations"). Returns True if its end
+        was found.
+        """
+        before = head
+        while True:
+            candidate = before.next
+            if candidate is None:
+                return False
+            if candidate.kind == COPY_END:
+                return True
+            if candidate.kind == SYNC:
+                before.next = candidate.next
+                self.length -= 1
+                if self.tail is candidate:
+                    self.tail = before
+            else:
+                before = candidate
 
     def _error(self, pos: i64, end: i64, now: float) -> None:
         head = self.head
@@ -462,6 +476,7 @@ class ReplyQueue:
             else:
                 head.code = b""
         head.sqlstate = state
+        self.copying = False
         if head.kind == QUERY or head.kind == SYNC:
             # A Sync that fails (a deferred constraint at commit) is still answered by its ReadyForQuery.
             return

@@ -81,11 +81,12 @@ def run(sql: str) -> bytes:
 def split(data: bytes) -> list[bytes]:
     """Return the whole messages in `data`."""
     messages = []
-    while data:
-        end = 1 + int.from_bytes(data[1:5], "big")
+    at = 0
+    while at < len(data):
+        end = at + 1 + int.from_bytes(data[at + 1 : at + 5], "big")
         assert len(data) >= end, "a message is cut off"
-        messages.append(data[:end])
-        data = data[end:]
+        messages.append(data[at:end])
+        at = end
     return messages
 
 
@@ -562,6 +563,10 @@ class Client:
     def server(self) -> Server | None:
         """Return the server connection that the session holds."""
         return self.session.server
+
+    def paused(self) -> bool:
+        """Tell whether the proxy reads nothing from the client."""
+        return self.transport.paused
 
     def closed(self) -> bool:
         """Tell whether the proxy has closed the connection."""

@@ -137,6 +137,21 @@ def test_what_a_flush_ends_goes_to_the_primary(world: World) -> None:
     assert not world.of("readonly")
 
 
+def test_a_query_behind_a_flush_ends_its_transaction(world: World) -> None:
+    client = world.client()
+    client.ask(parse("", INSERT), bind(), execute(), FLUSH)
+    assert kinds(client.ask(query("SELECT 1"))) == "T D C ZI"
+    assert client.server() is None
+    assert INSERT in world.backends[0].committed
+
+
+def test_a_query_behind_an_error_is_skipped_to_sync(world: World) -> None:
+    client = world.client()
+    client.ask(parse("", "SELECT 1/0"), bind(), execute(), FLUSH)
+    assert client.ask(query("SELECT 1"), run("SELECT 2")[:-5]) == b""
+    assert kinds(client.ask(SYNC, query("SELECT 3"))) == "ZI T D C ZI"
+
+
 def test_lone_syncs_and_flushes_need_no_server(world: World) -> None:
     client = world.client()
     assert kinds(client.ask(SYNC * 1000, FLUSH)) == " ".join(["ZI"] * 1000)
