@@ -84,6 +84,8 @@ class IntentCache:
 
     def __init__(self, catalog: FunctionCatalog, max_parse_bytes: i64, max_bytes: i64 = MAX_BYTES) -> None:
         self.max_parse_bytes: i64 = max_parse_bytes
+        # Counts the catalogues: an intent that is kept elsewhere is of one generation.
+        self.generation: i64 = 0
         self.hits: i64 = 0
         self.shape_hits: i64 = 0
         self.fingerprint_hits: i64 = 0  # by normalised text
@@ -116,6 +118,7 @@ class IntentCache:
     def set_catalog(self, catalog: FunctionCatalog) -> None:
         """Decide by `catalog` from now on; forget what was decided by another."""
         self._catalog = catalog
+        self.generation += 1
         self._texts.clear()
         self._shapes.clear()
         self._normalized.clear()

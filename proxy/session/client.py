@@ -438,13 +438,24 @@ async def _try_on_server(database: Database, profile: Profile) -> dict[bytes, by
     ]
     sql = "SELECT " + ", ".join(calls or ["1"])
     answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    errand = Ask(sql.encode(), lambda _: None if answered.done() else answered.set_result(None))
+
+    def finish(errand: Ask) -> None:
+        # Here, and not behind the await: the login may have given up by then.
+        if errand.server is not None and errand.parameters:
+            pool.give_back(errand.server, time.monotonic())
+        if not answered.done():
+            answered.set_result(None)
+
+    errand = Ask(sql.encode(), finish)
     server = pool.take(errand, time.monotonic())
     if server is not None:
         errand.granted(server)
-    await answered
-    if errand.server is not None and errand.parameters:
-        pool.give_back(errand.server, time.monotonic())
+    try:
+        await answered
+    finally:
+        pool.leave(errand)
+    if errand.failure is not None:
+        raise errand.failure
     if errand.error:
         raise InvalidParameter(errand.error)
     if len(database.reports) > 1000:

@@ -63,6 +63,9 @@ class ClientStatements:
     def __init__(self) -> None:
         self.named: dict[bytes, Statement] = {}
         self.unnamed: Statement | None = None
+        # The last one that was unnamed: drivers send the same text again and again.
+        self.last_unnamed: Statement | None = None
+        self.last_generation: i64 = -1
         self.portals: dict[bytes, Statement] = {}
         self.unnamed_portal: Statement | None = None
 
@@ -116,9 +119,8 @@ def read_message(
         portal_end = cstring_end(data, body, limit)
         if portal_end + 5 != end:
             raise ProtocolViolation("invalid Execute message")
-        if portal_end == body:
-            statement = statements.unnamed_portal
-        else:
+        statement = statements.unnamed_portal
+        if portal_end != body:
             statement = statements.portals.get(data[body:portal_end])
         message = Message(kind, EXECUTE, data, start, end, statement)
         if statement is not None:
@@ -175,11 +177,19 @@ def _parse(
         types = data[text_end + 1 : end]
         if len(types) < 2 or (len(types) - 2) % 4 != 0:
             raise ProtocolViolation("invalid Parse message")
-    statement = shared.get(sql, types, intents.lookup(sql))
+    known = statements.last_unnamed
+    if name or known is None or known.sql != sql or known.types != types:
+        statement = shared.get(sql, types, intents.lookup(sql))
+    elif statements.last_generation != intents.generation:
+        statement = shared.get(sql, types, intents.lookup(sql))
+    else:
+        statement = known
     message = Message(FE_PARSE, PARSE, data, start, end, statement)
     message.name = name
     if not name:
         statements.unnamed = statement
+        statements.last_unnamed = statement
+        statements.last_generation = intents.generation
     elif name in statements.named:
         message.error = DuplicateStatement(f'prepared statement "{_readable(name)}" already exists')
     elif len(sql) > MAX_HELD:

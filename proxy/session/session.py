@@ -124,6 +124,8 @@ class Session(Borrower):
     ) -> None:
         self.database = database
         self.transport: asyncio.Transport = transport
+        # Bound once: looking a method up costs more than the call.
+        self.write: Callable[[bytes], None] = transport.write
         self.key = key
         # Who asks: in claims as it stands, and as the label of server connections.
         self.who = who
@@ -239,7 +241,7 @@ class Session(Borrower):
                 take: i64 = self.stream_left if self.stream_left < n - pos else n - pos
                 self.stream_left -= take
                 if self.stream_to_server and self.server is not None:
-                    self.server.transport.write(data[pos : pos + take])
+                    self.server.write(data[pos : pos + take])
                 pos += take
                 if self.stream_left == 0 and self.stream_to_server:
                     self._streamed(now)
@@ -392,7 +394,7 @@ class Session(Borrower):
         if kind != FE_COPY_DATA and server.replies.head is not None:
             server.replies.push(Reply(COPY_END, FORWARD))
         n: i64 = len(data)
-        server.transport.write(data if start == 0 and end >= n else data[start:end])
+        server.write(data if start == 0 and end >= n else data[start:end])
 
     # -- permission, rate limit, what the proxy answers by itself
 
@@ -696,7 +698,8 @@ class Session(Borrower):
         self.waits &= ~_FOR_SERVER
         unit = self.held_unit
         self.held_unit = None
-        now = time.monotonic()
+        # It was the server's last answer that made it free: reading the clock again tells nothing new.
+        now = server.last_byte_at if server.last_byte_at > self.active_at else self.active_at
         if unit is not None:
             self._send(server, unit, now)
         self._go_on(now)
@@ -713,7 +716,7 @@ class Session(Borrower):
     def forward(self, data: bytes) -> None:
         """Send bytes to the client."""
         if not self.ended:
-            self.transport.write(data)
+            self.write(data)
 
     def executed(self, reply: Reply) -> None:
         """Record a statement that was answered."""
@@ -907,7 +910,7 @@ class Session(Borrower):
             self.touched = {}
             return False
         server.replies.push(Reply(QUERY, SKIP, self))
-        server.transport.write(read_back_query(names))
+        server.write(read_back_query(names))
         self.waits |= _FOR_READ_BACK
         return True
 

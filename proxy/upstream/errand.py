@@ -35,7 +35,7 @@ class Errand(Borrower):
         """Send the Query on the connection that was borrowed."""
         self.server = server
         server.replies.push(Reply(QUERY, SKIP))
-        server.transport.write(query(self.sql))
+        server.write(query(self.sql))
 
     def done(self, now: float) -> None:
         """Go on after the server's answer; `error` and `rows` tell what it was."""
@@ -122,16 +122,18 @@ class Rollback(Errand):
 
 @final
 class Ask(Errand):
-    """One Query on any connection of a pool; `then` gets the errand itself, with `rows` or `error`."""
+    """One Query on any connection of a pool; `then` gets the errand itself, with `rows`, `error` or `failure`."""
 
     def __init__(self, sql: bytes, then: Callable[[Ask], None]) -> None:
         super().__init__(None, sql)
         self.then = then
         self.parameters: dict[bytes, bytes] = {}
+        # Why there was no answer, where there was none.
+        self.failure: ClientError | None = None
 
     def refused(self, error: ClientError) -> None:
         """Learn that no connection will come."""
-        self.error = error.extra or error.message
+        self.failure = error
         self.then(self)
 
     def lost(self, error: ClientError) -> None:

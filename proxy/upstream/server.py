@@ -98,6 +98,8 @@ class Server:
         now: float,
     ) -> None:
         self.transport: asyncio.Transport = transport
+        # Bound once: looking a method up costs more than the call.
+        self.write: Callable[[bytes], None] = transport.write
         self.address = address
         self.pid = pid
         self.secret = secret
