@@ -135,8 +135,12 @@ def error(data: bytes) -> dict[str, str]:
 class FakeTransport(asyncio.Transport):
     """Records what is written, and whether reading is paused."""
 
-    def __init__(self, written: Callable[[bytes], None] | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self, written: Callable[[bytes], None] | None = None, peer: object = ("127.0.0.1", 1)
+    ) -> None:
+        super().__init__(extra={"peername": peer})
+        self.protocol: object | None = None
+        self.high: int | None = None
         self.writes: list[bytes] = []
         self.paused = False
         self.closed = False
@@ -159,12 +163,16 @@ class FakeTransport(asyncio.Transport):
     def is_closing(self) -> bool:
         return self.closed
 
+    def set_protocol(self, protocol: object) -> None:
+        self.protocol = protocol
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self.high = high
+
     def pause_reading(self) -> None:
-        assert not self.paused
         self.paused = True
 
     def resume_reading(self) -> None:
-        assert self.paused
         self.paused = False
 
     @property

@@ -1,0 +1,389 @@
+"""Pools: which connection is lent to whom, who waits, and what limits hold."""
+
+from __future__ import annotations
+
+import pytest
+
+from proxy.errors import ClientError, UpstreamUnavailable
+from proxy.upstream.pool import RESET_TIMEOUT, Pool, PoolLimits
+from proxy.upstream.server import CLOSED, Borrower, Server
+from proxy.wire.messages import query
+from proxy.wire.replies import Reply
+from tests.session.fakes import FakeTransport, limits, message
+
+DISCARDED = message(b"C", b"DISCARD ALL\0") + message(b"Z", b"I")
+FAILED = message(b"E", b"SERROR\0C57014\0Mtoo slow\0\0") + message(b"Z", b"I")
+
+
+class User(Borrower):
+    """Somebody who borrows, under a user's name."""
+
+    def __init__(self, identity: str) -> None:
+        self.identity = identity
+        self.waiting_since = 0.0
+        self.server: Server | None = None
+        self.error: ClientError | None = None
+
+    def granted(self, server: Server) -> None:
+        self.server = server
+
+    def refused(self, error: ClientError) -> None:
+        self.error = error
+
+    def lost(self, error: ClientError) -> None:
+        self.error = error
+
+    def undone(self, reply: Reply) -> None: ...
+
+
+class Rig:
+    """A pool whose connections open when told to."""
+
+    def __init__(self, numbers: PoolLimits) -> None:
+        self.pool = Pool("primary", "one", numbers, b"")
+        self.wanted = 0
+        self.pool.open = self._want
+
+    def _want(self, pool: Pool) -> None:
+        assert pool is self.pool
+        self.wanted += 1
+
+    def open(self, now: float = 0.0, label: str = "") -> Server:
+        """Open one of the wanted connections."""
+        assert self.wanted > 0
+        self.wanted -= 1
+        server = Server(FakeTransport(), "one:5432", 1, b"secr", {}, "app", self.pool.closed, now)
+        server.label = label
+        self.pool.opened(server, now)
+        return server
+
+    def idle(self, label: str, now: float) -> Server:
+        """Have a connection idle under `label` since `now`."""
+        self.wanted += 1
+        self.pool.opening += 1
+        return self.open(now, label)
+
+    def take(self, identity: str, now: float = 0.0) -> User:
+        """Let a user borrow."""
+        user = User(identity)
+        user.server = self.pool.take(user, now)
+        return user
+
+    def release(self, user: User, now: float = 0.0) -> None:
+        """Return what a user borrowed, under its label."""
+        assert user.server is not None
+        user.server.label = user.identity
+        self.pool.give_back(user.server, now)
+
+
+def written(server: Server) -> bytes:
+    transport = server.transport
+    assert isinstance(transport, FakeTransport)
+    return transport.all
+
+
+def confirm(server: Server, answer: bytes = DISCARDED) -> None:
+    """Answer the reset that was sent."""
+    assert written(server).endswith(query(b"DISCARD ALL"))
+    server.data_received(answer)
+
+
+# -- who gets what
+
+
+def test_an_idle_connection_of_ones_own_is_lent_at_once() -> None:
+    rig = Rig(limits(5))
+    clean, own, other = rig.idle("", 1.0), rig.idle("alice", 2.0), rig.idle("bob", 0.0)
+    assert rig.take("alice").server is own
+    assert rig.take("alice").server is clean
+    assert rig.take("alice").server is None
+    assert written(other) == query(b"DISCARD ALL")
+    assert rig.wanted == 0, "a reset is on its way"
+
+
+def test_the_last_used_of_ones_own_comes_first() -> None:
+    rig = Rig(limits(5))
+    rig.idle("alice", 1.0)
+    last = rig.idle("alice", 2.0)
+    assert rig.take("alice").server is last
+
+
+def test_a_strangers_connection_is_the_least_recently_used_after_its_reset() -> None:
+    rig = Rig(limits(5))
+    newer, older = rig.idle("bob", 2.0), rig.idle("carol", 1.0)
+    older.unnamed = None
+    older.preludes.add(1)
+    user = rig.take("alice")
+    assert user.server is None and written(newer) == b""
+    confirm(older)
+    assert user.server is older
+    assert older.label == "" and not older.preludes and older.borrower is user
+    assert rig.pool.stats.resets == 1
+
+
+def test_where_none_is_idle_one_is_opened_up_to_the_maximum() -> None:
+    rig = Rig(limits(2))
+    users = [rig.take("alice") for _ in range(3)]
+    assert rig.wanted == 2 and rig.pool.size == 2
+    first, second = rig.open(), rig.open()
+    assert [user.server for user in users] == [first, second, None]
+    rig.release(users[0])
+    assert users[2].server is first
+
+
+def test_waiters_are_served_oldest_first_whoever_owns_the_connection() -> None:
+    rig = Rig(limits(1))
+    holder = rig.take("alice")
+    server = rig.open()
+    bob, alice = rig.take("bob"), rig.take("alice")
+    rig.release(holder)
+    assert alice.server is None
+    confirm(server)
+    assert bob.server is server and alice.server is None
+    rig.release(bob)
+    confirm(server)
+    assert alice.server is server
+
+
+def test_one_who_comes_later_does_not_overtake() -> None:
+    rig = Rig(limits(2))
+    rig.idle("carol", 0.0)
+    bob = rig.take("bob")
+    rig.idle("carol", 0.0)
+    assert bob.server is None
+    carol = rig.take("carol")
+    assert carol.server is None and rig.pool.waiters.length == 2
+
+
+def test_one_who_leaves_is_not_granted_anything() -> None:
+    rig = Rig(limits(1))
+    holder = rig.take("alice")
+    rig.open()
+    users = [rig.take("alice") for _ in range(3)]
+    for at in (1, 2):
+        rig.pool.leave(users[at])
+    rig.pool.leave(users[1])
+    rig.release(holder)
+    assert [user.server is None for user in users] == [False, True, True]
+    assert rig.pool.waiters.length == 0
+
+
+def test_a_connection_that_nobody_waits_for_any_more_stands_idle_and_clean() -> None:
+    rig = Rig(limits(1))
+    server = rig.idle("bob", 0.0)
+    user = rig.take("alice")
+    rig.pool.leave(user)
+    confirm(server)
+    assert user.server is None and rig.pool.idle == {"bob": [], "": [server]}
+
+
+def test_an_unclean_connection_is_reset_before_anybody_else_has_it() -> None:
+    rig = Rig(limits(1))
+    user = rig.take("alice")
+    server = rig.open()
+    server.unclean = "DO"
+    rig.release(user)
+    assert rig.take("alice").server is None
+    assert rig.pool.idle_count == 0
+    confirm(server)
+    assert server.unclean == "" and rig.pool.waiters.length == 0
+
+
+# -- resets that fail
+
+
+@pytest.mark.parametrize("answer", [FAILED, b"D\xff\xff\xff\xff"])
+def test_a_failed_reset_closes_the_connection_and_another_is_opened(answer: bytes) -> None:
+    rig = Rig(limits(1))
+    server = rig.idle("bob", 0.0)
+    user = rig.take("alice")
+    confirm(server, answer)
+    assert server.state == CLOSED and rig.pool.servers == []
+    assert rig.wanted == 1
+    assert user.server is None
+    assert rig.open() is user.server
+
+
+def test_a_reset_that_takes_too_long_closes_the_connection() -> None:
+    rig = Rig(limits(1))
+    server = rig.idle("bob", 0.0)
+    rig.take("alice", 10.0)
+    rig.pool.maintain(10.0 + RESET_TIMEOUT)
+    assert server.state != CLOSED
+    rig.pool.maintain(10.1 + RESET_TIMEOUT)
+    assert server.state == CLOSED and rig.wanted == 1 and not rig.pool.resetting
+
+
+def test_with_strict_isolation_a_strangers_connection_is_closed() -> None:
+    rig = Rig(limits(1, strict=True))
+    server = rig.idle("bob", 0.0)
+    user = rig.take("alice")
+    assert server.state == CLOSED and written(server) == message(b"X")
+    assert rig.open() is user.server
+    user.server.unclean = "DO"
+    rig.release(user)
+    assert rig.pool.servers == []
+
+
+# -- limits
+
+
+def test_one_who_waits_too_long_is_refused_with_the_pools_numbers() -> None:
+    rig = Rig(limits(1, acquire_timeout=5.0))
+    rig.take("alice")
+    rig.open()
+    early, late = rig.take("bob", 1.0), rig.take("bob", 3.0)
+    rig.pool.maintain(5.9)
+    assert early.error is None
+    rig.pool.maintain(6.0)
+    assert early.error is not None and late.error is None
+    assert early.error.detail == "POOL_EXHAUSTED: pool=primary host=one size=1 waiting=2"
+    assert early.error.sqlstate == "53300"
+    assert rig.pool.waiters.length == 1 and rig.pool.stats.acquire_timeouts == 1
+
+
+def test_the_minimum_is_kept_open() -> None:
+    rig = Rig(limits(3, minimum=2))
+    rig.pool.maintain(0.0)
+    assert rig.wanted == 2
+    rig.open().fail(UpstreamUnavailable())
+    rig.pool.maintain(0.0)
+    assert rig.wanted == 2
+
+
+def test_the_minimum_is_not_insisted_on_while_opening_fails() -> None:
+    rig = Rig(limits(3, minimum=1))
+    rig.pool.maintain(0.0)
+    rig.wanted = 0
+    rig.pool.open_failed(UpstreamUnavailable(extra="refused"))
+    rig.pool.maintain(1.0)
+    assert rig.wanted == 0 and rig.pool.last_failure == "refused"
+
+
+def test_what_is_unused_for_too_long_is_closed_down_to_the_minimum() -> None:
+    rig = Rig(limits(3, minimum=1, idle_timeout=10.0))
+    servers = [rig.idle("alice", at) for at in (0.0, 1.0, 5.0)]
+    rig.pool.maintain(11.0)
+    assert [server.state == CLOSED for server in servers] == [True, True, False]
+    rig.pool.maintain(100.0)
+    assert servers[2].state != CLOSED
+
+
+def test_what_is_too_old_is_closed_when_idle_or_returned() -> None:
+    rig = Rig(limits(2, max_lifetime=100.0))
+    idle = rig.idle("alice", 0.0)
+    assert 80.0 <= idle.retire_at <= 100.0
+    lent = rig.take("alice")
+    rig.idle("bob", 0.0)
+    rig.pool.maintain(101.0)
+    assert idle.state != CLOSED and len(rig.pool.servers) == 1
+    rig.release(lent, 101.0)
+    assert idle.state == CLOSED and rig.pool.size == 0
+
+
+def test_what_was_used_often_enough_is_closed() -> None:
+    rig = Rig(limits(1, max_uses=2))
+    server = rig.idle("alice", 0.0)
+    rig.release(rig.take("alice"))
+    assert server.state != CLOSED
+    rig.release(rig.take("alice"))
+    assert server.state == CLOSED
+
+
+def test_all_but_one_may_be_pinned() -> None:
+    pool = Rig(limits(3)).pool
+    allowed = []
+    for _ in range(3):
+        allowed.append(pool.may_pin())
+        pool.pinned += 1
+    assert allowed == [True, True, False]
+    assert not Rig(limits(1)).pool.may_pin()
+
+
+# -- opening fails, connections die, the pool drains
+
+
+def test_who_waits_is_told_when_no_connection_can_be_opened() -> None:
+    rig = Rig(limits(2))
+    users = [rig.take("alice"), rig.take("bob")]
+    error = UpstreamUnavailable(extra="refused")
+    rig.pool.open_failed(error)
+    assert users[0].error is None, "another is still being opened"
+    rig.pool.open_failed(error)
+    assert [user.error for user in users] == [error, error]
+    assert rig.pool.size == 0 and rig.pool.stats.connect_failures == 2
+
+
+def test_who_waits_goes_on_waiting_while_there_is_another_connection() -> None:
+    rig = Rig(limits(2))
+    holder = rig.take("alice")
+    server = rig.open()
+    user = rig.take("alice")
+    rig.pool.open_failed(UpstreamUnavailable())
+    assert user.error is None
+    rig.release(holder)
+    assert user.server is server
+
+
+def test_a_refused_waiter_may_ask_again_at_once() -> None:
+    rig = Rig(limits(1))
+
+    class Stubborn(User):
+        def refused(self, error: ClientError) -> None:
+            rig.pool.take(self, 1.0)
+
+    user = Stubborn("alice")
+    rig.pool.take(user, 0.0)
+    rig.pool.open_failed(UpstreamUnavailable())
+    assert rig.pool.waiters.length == 1 and rig.pool.opening == 1
+
+
+def test_a_connection_that_dies_is_forgotten_and_replaced_for_who_waits() -> None:
+    rig = Rig(limits(1))
+    holder = rig.take("alice")
+    server = rig.open()
+    waiter = rig.take("alice")
+    server.connection_lost(None)
+    assert holder.error is not None and holder.error.sqlstate == "08006"
+    assert rig.wanted == 1 and rig.open() is waiter.server
+    idle = rig.idle("bob", 0.0)
+    idle.connection_lost(None)
+    assert rig.pool.idle_count == 0 and idle not in rig.pool.servers
+
+
+def test_a_draining_pool_closes_what_is_idle_now_and_the_rest_when_it_returns() -> None:
+    rig = Rig(limits(3))
+    idle, lent = rig.idle("alice", 0.0), rig.take("alice")
+    busy = lent.server
+    rig.idle("alice", 0.0)
+    rig.pool.drain()
+    assert len(rig.pool.servers) == 1 and busy is idle
+    rig.release(lent)
+    assert rig.pool.servers == []
+    rig.take("alice")
+    rig.pool.maintain(0.0)
+    assert rig.wanted == 0
+
+
+def test_a_connection_under_a_cancel_is_lent_to_nobody() -> None:
+    rig = Rig(limits(1))
+    holder = rig.take("alice")
+    server = rig.open()
+    waiter = rig.take("alice")
+    server.cancels += 1
+    rig.release(holder)
+    assert waiter.server is None and rig.pool.idle_count == 0
+    rig.pool.maintain(0.0)
+    assert waiter.server is None
+    server.cancels -= 1
+    rig.pool.give_back(server, 0.0)
+    assert waiter.server is server
+
+
+def test_a_returned_connection_reads_again() -> None:
+    rig = Rig(limits(1))
+    user = rig.take("alice")
+    server = rig.open()
+    server.pause_reading()
+    rig.release(user)
+    assert isinstance(server.transport, FakeTransport) and not server.transport.paused
