@@ -13,7 +13,8 @@ import pytest
 from proxy.session.cancel import cancel_held, cancel_server, cancel_session
 from proxy.session.client import Sessions
 from proxy.upstream.server import IDLE, LENT
-from tests.session.fakes import Client, World, error, kinds, query
+from tests.session.fakes import Client, World
+from tests.session.frontend import error, kinds, query
 
 Heard = Callable[[bytes], Awaitable[None]]
 

@@ -18,7 +18,9 @@ from proxy.session.client import ClientLogin, Gate, Sessions
 from proxy.session.session import Session
 from proxy.upstream.server import HIGH_WATER
 from proxy.wire.scram import ClientExchange
-from tests.session.fakes import SYNC, FakeTransport, World, error, kinds, message, query, split
+from tests.session.backend import FakeTransport
+from tests.session.fakes import World
+from tests.session.frontend import SYNC, error, kinds, message, query, split
 
 SECRET = "s" * 32
 SSL_REQUEST = struct.pack("!ii", 8, 80877103)

@@ -14,7 +14,7 @@ from proxy.session import collect
 from proxy.session.collect import ClientStatements, read_message
 from proxy.session.unit import Message
 from proxy.wire import replies
-from tests.session.fakes import FLUSH, SYNC, bind, close, describe, execute, message, parse
+from tests.session.frontend import FLUSH, SYNC, bind, close, describe, execute, message, parse
 
 INTENTS = IntentCache(FunctionCatalog.builtin(), 16384)
 

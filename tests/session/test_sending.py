@@ -11,7 +11,8 @@ from proxy.session.sending import Writer, write_prelude, write_unit
 from proxy.session.unit import Unit
 from proxy.upstream.server import Server
 from proxy.wire import replies
-from tests.session.fakes import FLUSH, SYNC, FakeTransport, bind, close, describe, execute, parse, split
+from tests.session.backend import FakeTransport
+from tests.session.frontend import FLUSH, SYNC, bind, close, describe, execute, parse, split
 
 INTENTS = IntentCache(FunctionCatalog.builtin(), 16384)
 _MODES = {replies.FORWARD: "", replies.SKIP: "skip ", replies.FAKE: "fake ", replies.REPLACE: "replace "}

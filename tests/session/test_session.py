@@ -7,12 +7,12 @@ import pytest
 from proxy.errors import UpstreamUnavailable
 from proxy.wire.codes import MAX_SMALL_MESSAGE
 from tests.session.conftest import Clock
-from tests.session.fakes import (
+from tests.session.fakes import World
+from tests.session.frontend import (
     COPY_DONE,
     FLUSH,
     SYNC,
     TERMINATE,
-    World,
     bind,
     close,
     copy_data,

@@ -6,15 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.session.backend import Backend
 from tests.session.conftest import Clock
-from tests.session.fakes import (
+from tests.session.fakes import Client, World
+from tests.session.frontend import (
     COPY_DONE,
     FLUSH,
     SYNC,
     TERMINATE,
-    Backend,
-    Client,
-    World,
     bind,
     copy_data,
     error,

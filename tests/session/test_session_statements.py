@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 
 from proxy.upstream.server import MAX_STATEMENTS
-from tests.session.fakes import (
+from tests.session.backend import Backend
+from tests.session.fakes import Client, World
+from tests.session.frontend import (
     FLUSH,
     SYNC,
-    Backend,
-    Client,
-    World,
     bind,
     close,
     describe,

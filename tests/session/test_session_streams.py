@@ -6,14 +6,13 @@ import pytest
 
 from proxy.session.session import MAX_PENDING, MAX_REPLIES
 from proxy.upstream.server import HIGH_WATER
-from tests.session.fakes import (
+from tests.session.backend import Backend
+from tests.session.fakes import Client, World
+from tests.session.frontend import (
     COPY_DONE,
     COPY_FAIL,
     FLUSH,
     SYNC,
-    Backend,
-    Client,
-    World,
     bind,
     copy_data,
     execute,

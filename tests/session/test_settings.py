@@ -7,7 +7,8 @@ import pytest
 from proxy.query.parameters import Profiles
 from proxy.session.settings import default_for, read_back_query, readable, settings_for
 from proxy.upstream.server import Server
-from tests.session.fakes import FakeTransport, query
+from tests.session.backend import FakeTransport
+from tests.session.frontend import query
 
 PROFILES = Profiles()
 TOKYO = PROFILES.of({"timezone": "Asia/Tokyo"})

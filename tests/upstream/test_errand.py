@@ -8,7 +8,8 @@ from proxy.errors import UpstreamUnavailable
 from proxy.upstream.errand import Ask, Reset, Rollback
 from proxy.upstream.server import CLOSED, LENT, Server
 from proxy.wire.messages import query
-from tests.session.fakes import FakeTransport, message
+from tests.session.backend import FakeTransport
+from tests.session.frontend import message
 
 IDLE = message(b"Z", b"I")
 BEGUN = message(b"Z", b"T")

@@ -16,7 +16,7 @@ from proxy.errors import UpstreamUnavailable
 from proxy.upstream.login import Login, connect
 from proxy.upstream.server import Server
 from proxy.wire.scram import ServerExchange, Verifier, read_initial_response
-from tests.session.fakes import message, split
+from tests.session.frontend import message, split
 
 PASSWORD = "secret"
 OK = message(b"R", b"\0\0\0\0")

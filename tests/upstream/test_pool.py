@@ -9,7 +9,9 @@ from proxy.upstream.pool import RESET_TIMEOUT, Pool, PoolLimits
 from proxy.upstream.server import CLOSED, Borrower, Server
 from proxy.wire.messages import query
 from proxy.wire.replies import Reply
-from tests.session.fakes import FakeTransport, limits, message
+from tests.session.backend import FakeTransport
+from tests.session.fakes import limits
+from tests.session.frontend import message
 
 DISCARDED = message(b"C", b"DISCARD ALL\0") + message(b"Z", b"I")
 FAILED = message(b"E", b"SERROR\0C57014\0Mtoo slow\0\0") + message(b"Z", b"I")
