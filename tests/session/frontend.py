@@ -47,6 +47,10 @@ def copy_data(data: bytes) -> bytes:
     return message(b"d", data)
 
 
+def function_call() -> bytes:
+    return message(b"F", b"\0\0\0\1\0\0\0\0\0\0")
+
+
 def run(sql: str) -> bytes:
     """Return the extended protocol's way to run one statement without a name."""
     return parse("", sql) + bind() + execute() + SYNC

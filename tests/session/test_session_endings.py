@@ -1,0 +1,176 @@
+"""How sessions end, and what the supervisor asks of them."""
+
+from __future__ import annotations
+
+from tests.session.conftest import Clock
+from tests.session.fakes import World
+from tests.session.frontend import (
+    FLUSH,
+    TERMINATE,
+    bind,
+    error,
+    execute,
+    kinds,
+    parse,
+    query,
+)
+
+INSERT = "INSERT INTO t VALUES ('alice')"
+READ = "SELECT 'alice'"
+
+
+# -- endings
+
+
+def test_terminate_lets_what_stands_before_it_complete(world: World) -> None:
+    client = world.client()
+    client.send(query(INSERT), TERMINATE, query("DELETE FROM t"))
+    assert not client.closed()
+    world.settle()
+    assert kinds(client.take()) == "C ZI"
+    assert client.closed()
+    assert world.backends[0].committed[1:] == [INSERT]
+    world.check()
+
+
+def test_what_comes_behind_a_terminate_later_on_is_dropped(world: World) -> None:
+    client = world.client()
+    client.ask(query("SELECT 1"))
+    client.send(query(INSERT), TERMINATE)
+    client.send(query(INSERT))
+    world.settle()
+    assert world.of("primary")[0].committed[1:] == [INSERT]
+
+
+def test_terminate_in_a_transaction_rolls_back_and_resets(world: World) -> None:
+    client = world.client()
+    client.ask(query("BEGIN"), query(INSERT))
+    client.send(TERMINATE)
+    world.settle()
+    (backend,) = world.backends
+    assert [ran.sql for ran in backend.ran][-2:] == ["ROLLBACK", "DISCARD ALL"]
+    assert INSERT not in backend.committed
+    assert world.pool("primary").idle_count == 1
+    world.check()
+
+
+def test_a_client_that_vanishes_in_a_query_has_it_cancelled_and_its_connection_closed(world: World) -> None:
+    client = world.client()
+    client.send(query("SELECT 1"))
+    world.open()
+    (backend,) = world.backends
+    client.vanish()
+    assert world.abandoned == [backend.server]
+    assert backend.transport.aborted
+    assert world.pool("readonly").size == 0
+
+
+def test_a_client_that_vanishes_in_an_idle_transaction_has_it_rolled_back(world: World) -> None:
+    client = world.client()
+    client.ask(query("BEGIN"), query(INSERT))
+    client.vanish()
+    world.settle()
+    (backend,) = world.backends
+    assert not world.abandoned
+    assert [ran.sql for ran in backend.ran][-2:] == ["ROLLBACK", "DISCARD ALL"]
+
+
+def test_a_client_that_vanishes_without_reading_has_its_transaction_rolled_back(world: World) -> None:
+    client = world.client()
+    client.ask(query("BEGIN"))
+    client.session.pause_writing()
+    client.vanish()
+    world.settle()
+    assert [ran.sql for ran in world.backends[0].ran][-2:] == ["ROLLBACK", "DISCARD ALL"]
+    assert world.pool("primary").idle_count == 1
+
+
+def test_a_client_that_vanishes_between_flush_and_sync_leaves_a_closed_connection(world: World) -> None:
+    client = world.client()
+    client.ask(parse("", INSERT), bind(), execute(), FLUSH)
+    client.vanish()
+    assert world.backends[0].transport.aborted
+    assert INSERT not in world.backends[0].committed
+
+
+def test_a_client_that_vanishes_while_it_waits_leaves_the_queue() -> None:
+    world = World(maximum=1)
+    world.client("bob").ask(query("BEGIN"))
+    client = world.client()
+    client.send(query(INSERT))
+    assert world.pool("primary").waiters.length == 1
+    client.vanish()
+    assert world.pool("primary").waiters.length == 0
+
+
+def test_a_server_that_dies_in_a_unit_ends_the_client_with_a_fatal_error(world: World) -> None:
+    client = world.client()
+    client.send(query("SELECT 1"))
+    world.open()
+    world.backends[0].die()
+    answer = client.take()
+    assert kinds(answer) == "FATAL:08006"
+    assert "one:5432" in error(answer)["M"]
+    assert client.closed()
+
+
+def test_a_server_that_dies_while_nobody_uses_it_is_not_noticed(world: World) -> None:
+    client = world.client()
+    client.ask(query("SELECT 1"))
+    world.backends[0].die()
+    assert kinds(client.ask(query("SELECT 2"))) == "T D C ZI"
+
+
+def test_a_server_that_breaks_the_protocol_is_closed(world: World) -> None:
+    client = world.client()
+    client.send(query("SELECT 1"))
+    world.open()
+    world.backends[0].server.data_received(b"D\xff\xff\xff\xff")
+    assert kinds(client.take()) == "FATAL:08006"
+    assert world.backends[0].transport.aborted
+
+
+# -- what the supervisor asks
+
+
+def test_a_statement_over_its_time_is_told_so_when_its_cancel_takes_effect(clock: Clock) -> None:
+    world = World()
+    client = world.client()
+    client.ask(query("SELECT 0"))
+    client.send(query("SELECT 1"))
+    (backend,) = world.backends
+    session = client.session
+    assert session.overdue(clock.now + 5.0, 5.0) is None
+    assert session.overdue(clock.now + 5.1, 5.0) is backend.server
+    assert session.overdue(clock.now + 5.2, 5.0) is None, "one cancel is enough"
+    backend.fails["SELECT 1"] = "57014"
+    world.settle()
+    answer = client.take()
+    assert kinds(answer) == "E:57014 ZI"
+    assert error(answer)["D"] == "QUERY_TIMEOUT: query_timeout=5s"
+
+
+def test_a_transaction_that_stands_idle_is_stalled(clock: Clock) -> None:
+    world = World()
+    client = world.client()
+    session = client.session
+    client.ask(query("SELECT 1"))
+    assert not session.stalled(clock.now + 100, 60.0)
+    client.ask(query("BEGIN"))
+    assert not session.stalled(clock.now + 59, 60.0)
+    assert session.stalled(clock.now + 61, 60.0)
+    assert not session.stalled(clock.now + 61, 0.0)
+    client.send(query("SELECT 2"))
+    assert not session.stalled(clock.now + 61, 60.0), "it is at work"
+
+
+def test_a_session_without_anything_under_way_is_idle(world: World) -> None:
+    client = world.client()
+    session = client.session
+    assert session.idle()
+    client.send(query("SELECT 1"))
+    assert not session.idle()
+    world.settle()
+    assert session.idle()
+    client.ask(query("BEGIN"))
+    assert not session.idle()

@@ -1,0 +1,206 @@
+"""What the proxy answers by itself: refusals, pools that are chosen, connections that are kept."""
+
+from __future__ import annotations
+
+import pytest
+
+from proxy.errors import UpstreamUnavailable
+from tests.session.conftest import Clock
+from tests.session.fakes import World
+from tests.session.frontend import (
+    FLUSH,
+    SYNC,
+    TERMINATE,
+    bind,
+    error,
+    execute,
+    function_call,
+    kinds,
+    message,
+    parse,
+    query,
+    run,
+    tags,
+)
+
+INSERT = "INSERT INTO t VALUES ('alice')"
+READ = "SELECT 'alice'"
+
+
+# -- refusals
+
+
+def test_a_write_without_permission_is_refused_and_touches_no_server(world: World) -> None:
+    client = world.client(permissions=("read:tasks",))
+    for messages in (query(INSERT), run(INSERT)):
+        answer = client.ask(messages)
+        assert kinds(answer) == "E:42501 ZI"
+        assert error(answer)["D"].startswith("INSUFFICIENT_PERMISSIONS")
+    assert not world.backends
+    assert world.stats.denials.counts == {"INSUFFICIENT_PERMISSIONS": 2}
+
+
+def test_nothing_of_a_unit_that_is_refused_later_on_commits(world: World) -> None:
+    client = world.client()
+    answer = client.ask(
+        parse("", INSERT), bind(), execute(), parse("", "DROP TABLE t"), bind(), execute(), SYNC
+    )
+    assert kinds(answer) == "1 2 C 1 2 E:42501 ZI"
+    (backend,) = world.backends
+    assert INSERT in backend.sql and INSERT not in backend.committed
+    assert kinds(client.ask(run(INSERT))) == "1 2 C ZI"
+
+
+@pytest.mark.parametrize("refused", [query("DROP TABLE t"), run("DROP TABLE t")])
+def test_a_refusal_in_a_transaction_fails_it_on_the_server_too(world: World, refused: bytes) -> None:
+    client = world.client()
+    client.ask(query("BEGIN"), query(INSERT))
+    assert kinds(client.ask(refused)).endswith("E:42501 ZE")
+    (backend,) = world.backends
+    assert backend.status == "E"
+    assert kinds(client.ask(query("SELECT 1"))) == "E:25P02 ZE"
+    assert tags(client.ask(query("COMMIT"))) == ["ROLLBACK"]
+    assert INSERT not in backend.committed
+
+
+def test_a_refusal_that_a_flush_ends_skips_to_sync(world: World) -> None:
+    client = world.client(permissions=("read:tasks",))
+    answer = client.ask(parse("", INSERT), bind(), execute(), FLUSH)
+    assert kinds(answer).endswith("E:42501")
+    assert client.ask(parse("", "SELECT 1"), bind(), execute(), FLUSH, query("SELECT 2")) == b""
+    assert kinds(client.ask(SYNC)) == "ZI"
+    assert kinds(client.ask(query("SELECT 3"))) == "T D C ZI"
+
+
+def test_the_identity_cannot_be_set_by_a_client(world: World) -> None:
+    for client in (world.client(), world.client("root", ("admin",))):
+        assert kinds(client.ask(query("SET sluice.identity = 'bob'"))) == "E:42501 ZI"
+
+
+def test_more_statements_than_the_rate_allows_are_refused_until_there_is_time(clock: Clock) -> None:
+    world = World()
+    client = world.client(rate=2)
+    assert kinds(client.ask(query("SELECT 1"), run("SELECT 2"))) == "T D C ZI 1 2 D C ZI"
+    answer = client.ask(query("SELECT 3"))
+    assert kinds(answer) == "E:53400 ZI"
+    assert error(answer)["D"] == "RATE_LIMIT_EXCEEDED: limit=2 per minute"
+    assert error(answer)["H"] == "Try again in 30.0 seconds."
+    clock.now += 30.0
+    assert kinds(client.ask(query("SELECT 4"))) == "T D C ZI"
+
+
+def test_a_function_call_is_refused_in_its_turn(world: World) -> None:
+    client = world.client()
+    assert kinds(client.ask(function_call())) == "E:0A000 ZI"
+    assert kinds(client.ask(query("SELECT 1"), function_call(), query("SELECT 2"))) == (
+        "T D C ZI E:0A000 ZI T D C ZI"
+    )
+    client.ask(query("BEGIN"), query(INSERT))
+    assert kinds(client.ask(function_call())) == "E:0A000 ZE"
+    assert tags(client.ask(query("COMMIT"))) == ["ROLLBACK"]
+
+
+def test_an_exhausted_pool_is_told_with_its_numbers(clock: Clock) -> None:
+    world = World(maximum=1)
+    world.client("bob").ask(query("BEGIN"))
+    client = world.client()
+    client.send(query(INSERT))
+    clock.now += 31.0
+    world.pool("primary").maintain(clock.now)
+    answer = client.take()
+    assert kinds(answer) == "E:53300 ZI"
+    assert error(answer)["D"] == "POOL_EXHAUSTED: pool=primary host=one size=1 waiting=1"
+    assert kinds(client.ask(query("SELECT 1"))) == "T D C ZI"
+
+
+def test_a_unit_that_no_server_takes_is_answered_with_the_reason(world: World) -> None:
+    client = world.client()
+    client.send(parse("s", "SELECT 1"), bind("s"), execute(), SYNC, query("SELECT 2"))
+    world.fail_to_open(UpstreamUnavailable(extra="refused"))
+    world.fail_to_open(UpstreamUnavailable(extra="refused"))
+    assert kinds(client.take()) == "E:08006 ZI E:08006 ZI"
+    assert kinds(client.ask(parse("s", "SELECT 1"), SYNC)) == "1 ZI"
+
+
+def test_without_a_primary_a_write_is_refused_and_a_read_is_served() -> None:
+    world = World(replica=True)
+    world.cluster.hosts[0].up = False
+    world.cluster.roles_changed()
+    client = world.client()
+    answer = client.ask(query(INSERT), query("SELECT 1"))
+    assert kinds(answer) == "E:57P03 ZI T D C ZI"
+
+
+# -- choosing a pool
+
+
+def test_set_sluice_pool_is_answered_by_the_proxy(world: World) -> None:
+    client = world.client()
+    assert tags(client.ask(query("SET sluice.pool = 'background'"), query(READ))) == ["SET", "SELECT 1"]
+    assert world.of("background")[0].sql == [READ]
+    assert tags(client.ask(query("RESET sluice.pool"), query(READ))) == ["RESET", "SELECT 1"]
+    assert world.of("readonly")[0].sql == [READ]
+
+
+def test_set_sluice_pool_is_answered_in_its_turn(world: World) -> None:
+    client = world.client()
+    answer = client.ask(query(READ), query("SET sluice.pool = 'background'"), query(INSERT), query(READ))
+    assert tags(answer) == ["SELECT 1", "SET", "INSERT 0 1", "SELECT 1"]
+    assert world.of("background")[0].sql == [INSERT, READ]
+
+
+def test_an_unknown_pool_is_an_error_and_fails_the_transaction(world: World) -> None:
+    client = world.client()
+    assert kinds(client.ask(query("SET sluice.pool = 'none'"))) == "E:22023 ZI"
+    client.ask(query("BEGIN"), query(INSERT))
+    assert kinds(client.ask(query("SET sluice.pool = 'none'"))) == "E:22023 ZE"
+    assert tags(client.ask(query("COMMIT"))) == ["ROLLBACK"]
+
+
+# -- pins
+
+
+@pytest.mark.parametrize(
+    ("sql", "reason"),
+    [
+        ("LISTEN news", "listen"),
+        ("CREATE TEMP TABLE x (i int)", "temporary table"),
+        ("SELECT pg_advisory_lock(1)", "advisory lock"),
+    ],
+)
+@pytest.mark.parametrize("way", [query, run])
+def test_what_cannot_be_carried_pins_the_connection(world: World, sql: str, reason: str, way: object) -> None:
+    client = world.client()
+    client.ask(query(sql) if way is query else run(sql))
+    pool = world.pool("primary")
+    assert client.session.pinned == reason
+    assert pool.pinned == 1 and pool.idle_count == 0
+    assert kinds(client.ask(query(READ))) == "T D C ZI"
+    (backend,) = world.backends
+    client.send(TERMINATE)
+    world.settle()
+    assert client.closed() and pool.pinned == 0
+    assert backend.ran[-1].sql == "DISCARD ALL"
+    world.check()
+
+
+def test_one_connection_of_a_pool_is_never_pinned(world: World) -> None:
+    first, second = world.client(), world.client()
+    first.ask(query("LISTEN a"))
+    answer = second.ask(query("LISTEN b"))
+    assert kinds(answer) == "E:53300 ZI"
+    assert error(answer)["D"] == "POOL_EXHAUSTED: pool=primary pinned=1 size=2"
+    second.ask(query("BEGIN"), query(INSERT))
+    assert kinds(second.ask(query("LISTEN b"))) == "E:53300 ZE"
+    assert tags(second.ask(query("COMMIT"))) == ["ROLLBACK"]
+    first.vanish()
+    world.settle()
+    assert kinds(second.ask(query("LISTEN b"))) == "C ZI"
+
+
+def test_notifications_reach_a_client_that_does_nothing(world: World) -> None:
+    client = world.client()
+    client.ask(query("LISTEN news"))
+    notification = message(b"A", b"\0\0\0\1news\0hello\0")
+    world.backends[0].server.data_received(notification)
+    assert client.take() == notification
