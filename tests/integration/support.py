@@ -189,8 +189,8 @@ class Proxy:
         self, installation: Installation, directory: Path, changes: Mapping[str, Any] | None = None
     ) -> None:
         self.installation = installation
-        self.port = free_port()
-        self.http_port = free_port()
+        self.port = own_port()
+        self.http_port = own_port()
         self.config = directory / "pgsluice.yaml"
         self.errors = directory / "stderr"
         self.output = directory / "stdout"
@@ -250,6 +250,16 @@ class Proxy:
     def url(self, path: str) -> str:
         """Return the address of `path` on the proxy's HTTP port."""
         return f"http://127.0.0.1:{self.http_port}{path}"
+
+
+def own_port() -> int:
+    """Return a free port that no other worker of pytest-xdist is given between this look and the bind."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    # Linux gives ports of one parity for port 0.
+    while (port := free_port()) // 2 % workers != worker % workers:
+        pass
+    return port
 
 
 def configuration(installation: Installation, port: int, http_port: int, directory: Path) -> dict[str, Any]:

@@ -7,16 +7,22 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 import psutil
 import pytest
 
 from proxy.embedded import scratch_directory
-from tests.integration.support import wait_until
+from tests.integration.support import own_port, wait_until
 
-COMMAND = [sys.executable, "-m", "proxy", "demo", "--directory"]
+PLAIN = ("-m", "proxy")
+# A shell ignores SIGINT for what it runs in the background, as these tests may be, and children inherit that.
+INTERRUPTIBLE = (
+    "-c",
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import proxy.cli; proxy.cli.main()",
+)
 
 
 @pytest.fixture
@@ -31,40 +37,55 @@ def place() -> Iterator[Path]:
 
 
 def test_the_tour_passes(place: Path) -> None:
-    done = subprocess.run([*COMMAND, str(place), "--once"], capture_output=True, text=True, timeout=55)
+    done = subprocess.run([*command(place), "--once"], capture_output=True, text=True, timeout=55)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "✗" not in done.stdout
     assert done.stdout.count("✓") > 20
 
 
 def test_the_printed_line_works_until_the_demo_is_interrupted(place: Path) -> None:
-    with subprocess.Popen([*COMMAND, str(place)], stdout=subprocess.PIPE, text=True) as demo:
-        assert demo.stdout is not None
-        printed = []
-        for line in demo.stdout:
-            printed.append(line)
-            if "Ctrl-C" in line:
-                break
-        pasted = next(line for line in printed if "psql" in line and "dbname=" in line)
-        psql = subprocess.run(
-            ["/bin/sh", "-c", f"{pasted.strip()} -At -c 'SELECT pg_is_in_recovery()'"],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "LC_ALL": "C"},
-            timeout=30,
-        )
-        assert psql.stdout == "t\n", psql.stderr
-        assert len(_running_on(place)) > 3
-        demo.send_signal(signal.SIGINT)
-        assert demo.wait(30) == 0
+    with subprocess.Popen(command(place, INTERRUPTIBLE), stdout=subprocess.PIPE, text=True) as demo:
+        try:
+            assert demo.stdout is not None
+            printed = list(takewhile(lambda line: "Ctrl-C" not in line, demo.stdout))
+            pasted = next(line for line in printed if "psql" in line and "dbname=" in line)
+            psql = subprocess.run(
+                ["/bin/sh", "-c", f"{pasted.strip()} -At -c 'SELECT pg_is_in_recovery()'"],
+                capture_output=True,
+                text=True,
+                env={**os.environ, "LC_ALL": "C"},
+                timeout=30,
+            )
+            assert psql.stdout == "t\n", psql.stderr
+            assert len(_running_on(place)) > 3
+            demo.send_signal(signal.SIGINT)
+            assert demo.wait(30) == 0
+        finally:
+            _end(demo)
 
 
 def test_a_directory_with_something_in_it_is_left_alone(place: Path) -> None:
     (place / "precious").touch()
-    done = subprocess.run([*COMMAND, str(place), "--once"], capture_output=True, text=True, timeout=55)
+    done = subprocess.run([*command(place), "--once"], capture_output=True, text=True, timeout=55)
     assert done.returncode == 1
     assert "is not empty" in done.stdout
     assert [path.name for path in place.iterdir()] == ["precious"]
+
+
+def command(place: Path, program: Sequence[str] = PLAIN) -> list[str]:
+    """Return how the demo is started in `place`, on ports that no other demo takes."""
+    ports = (f"--port={own_port()}", f"--http-port={own_port()}")
+    return [sys.executable, *program, "demo", f"--directory={place}", *ports]
+
+
+def _end(demo: subprocess.Popen[str]) -> None:
+    """End what a failed test leaves; the demo takes its servers with it."""
+    demo.terminate()
+    try:
+        demo.wait(20)
+    except subprocess.TimeoutExpired:
+        demo.kill()
+        raise
 
 
 def _running_on(directory: Path) -> list[int]:
