@@ -20,7 +20,7 @@ import uvloop
 
 import proxy
 from proxy.auth.key import Key
-from proxy.config import Config, from_environment, load
+from proxy.config import Config, ConfigError, from_environment, load, refuse_unavailable
 from proxy.errors import IdleInTransaction, KeyRevoked, ShuttingDown, SluiceError
 from proxy.http import server as http_server
 from proxy.logs import configure
@@ -36,6 +36,9 @@ from proxy.upstream.server import Server
 
 log = logging.getLogger(__name__)
 
+# Sections that are read once.
+_RESTART = ("listen", "http", "auth", "identity", "access_log")
+
 _SWEEP = 0.25
 _DRAIN_STEP = 0.05
 _BACKLOG = 1024
@@ -44,19 +47,31 @@ _CLOSE_LOG = 5.0
 
 def run(config_path: Path | None) -> int:
     """Run the proxy with the configuration at `config_path`, or with the environment's; returns the exit code."""
-    config = load(config_path, os.environ) if config_path is not None else from_environment(os.environ)
+    config = refuse_unavailable(_read(config_path))
     configure(config.logging)
-    uvloop.run(serve(config))
+    uvloop.run(serve(config, config_path))
     return 0
 
 
-async def serve(config: Config) -> None:
-    """Run the proxy until SIGTERM or SIGINT, then drain."""
+def _read(config_path: Path | None) -> Config:
+    return load(config_path, os.environ) if config_path is not None else from_environment(os.environ)
+
+
+async def serve(config: Config, config_path: Path | None = None) -> None:
+    """Run the proxy until SIGTERM or SIGINT, then drain; SIGHUP reads the configuration again."""
     instance = Proxy(config)
     ending = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.set)
+
+    def reload() -> None:
+        try:
+            instance.reload(refuse_unavailable(_read(config_path)))
+        except ConfigError as error:
+            log.error("reload refused, the old configuration stays: %s", error)
+
+    loop.add_signal_handler(signal.SIGHUP, reload)
     await instance.start()
     # Everything that lives as long as the process is taken out of the collector's sight; what a query makes
     # is freed by its reference count.
@@ -150,6 +165,23 @@ class Proxy:
         if self._http is not None:
             await self._http.close()
         log.info("drained")
+
+    def reload(self, config: Config) -> None:
+        """Take over what can change while clients are connected: pools' limits, timeouts, the log.
+
+        Hosts, logins and ports need a restart; where they differ, the log says so.
+        """
+        configure(config.logging)
+        changed = [
+            section for section in _RESTART if getattr(config, section) != getattr(self._config, section)
+        ]
+        changed += sorted(config.databases.keys() ^ self.served.keys())
+        for name, settings in config.databases.items():
+            if name in self.served and not self.served[name].reload(settings):
+                changed.append(name)
+        if changed:
+            log.warning("reload: a restart is needed for what changed in: %s", ", ".join(changed))
+        log.info("configuration read again")
 
     def ready(self) -> bool:
         """Tell whether clients can be served."""

@@ -337,9 +337,11 @@ def demo(
 
 
 def _configuration(path: Path | None) -> Config:
-    from proxy.config import from_environment, load
+    from proxy.config import from_environment, load, refuse_unavailable
 
-    return load(path, os.environ) if path is not None else from_environment(os.environ)
+    return refuse_unavailable(
+        load(path, os.environ) if path is not None else from_environment(os.environ)
+    )
 
 
 def _place(config: Path | None, database: str | None, dsn: str | None) -> Place:

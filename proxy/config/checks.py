@@ -29,6 +29,26 @@ def findings(config: Config) -> Iterator[Finding]:
         yield from _database(config, name, database)
 
 
+def unavailable(config: Config) -> Iterator[Finding]:
+    """Yield what `config` asks for and this version does not do yet.
+
+    A key that would be ignored in silence is worst where it is about protection, so it is an error.
+    """
+    if config.listen.tls.mode != "off":
+        yield Finding(("listen", "tls", "mode"), "TLS to clients is not available yet; use a local port")
+    if config.workers > 1:
+        yield Finding(("workers",), "more than one worker is not available yet")
+    for name, database in config.databases.items():
+        for at, host in enumerate(database.hosts):
+            path: Path = ("databases", name, "hosts", at)
+            if host.tls.mode not in ("disable", "prefer"):
+                message = f"TLS to servers is not available yet, so {host.tls.mode} cannot be kept"
+                yield Finding((*path, "tls", "mode"), message)
+            if host.transport != "tcp":
+                message = "not available yet; run `cloudflared access tcp` and connect to its local port"
+                yield Finding((*path, "transport"), message)
+
+
 def _listening(config: Config) -> Iterator[Finding]:
     listen, http = config.listen, config.http
     if listen.tls.mode != "off":

@@ -113,10 +113,9 @@ class Facts:
 
     def intent(self, fingerprint: str, normalized: str) -> Intent:
         """Return what was gathered."""
-        if not self.statements or (self._targets and PRIMARY not in self._targets):
-            target = READONLY
-        else:
-            target = PRIMARY  # also where each statement may run anywhere: nothing has been proven to read
+        # Where each statement may run anywhere, nothing has been proven to read: primary.
+        reads = not self.statements or (self._targets and PRIMARY not in self._targets)
+        target = READONLY if reads else PRIMARY
         return Intent(
             self.kind,
             target,

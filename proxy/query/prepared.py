@@ -31,6 +31,8 @@ class Statement:
         self.types = types
         self.intent = intent
         self.parse_message: bytes = parse(self.name, sql, types)
+        # It has run once: some server has taken it.
+        self.proven = False
 
     def unnamed_message(self) -> bytes:
         """Return the Parse that makes this the unnamed statement."""

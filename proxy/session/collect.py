@@ -177,13 +177,12 @@ def _parse(
         types = data[text_end + 1 : end]
         if len(types) < 2 or (len(types) - 2) % 4 != 0:
             raise ProtocolViolation("invalid Parse message")
-    known = statements.last_unnamed
-    if name or known is None or known.sql != sql or known.types != types:
+    statement = None if name else statements.last_unnamed
+    if statement is None or statement.sql != sql or statement.types != types:
         statement = shared.get(sql, types, intents.lookup(sql))
-    elif statements.last_generation != intents.generation:
+    if statements.last_generation != intents.generation:
+        # Functions have changed: what the statement was taken for may be wrong now.
         statement = shared.get(sql, types, intents.lookup(sql))
-    else:
-        statement = known
     message = Message(FE_PARSE, PARSE, data, start, end, statement)
     message.name = name
     if not name:

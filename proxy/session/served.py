@@ -132,6 +132,21 @@ class Served:
         if self._listens:
             self._tasks.append(spawn(self._listen(), f"{self.name}: key changes"))
 
+    def reload(self, settings: model.Database) -> bool:
+        """Take over limits and timeouts; returns False if something else changed too, which needs a restart."""
+        self.query_timeout = settings.timeouts.query
+        self.idle_in_transaction = settings.timeouts.idle_in_transaction
+        for pool in self.pools():
+            wanted = settings.pools.get(pool.name)
+            if wanted is not None:
+                pool.limits = _limits(wanted, pool.limits.strict)
+        fixed = {"timeouts", "pools", "pool_defaults"}
+        same = settings.model_dump(exclude=fixed) == self._settings.model_dump(exclude=fixed)
+        logins = {name: (pool.user, pool.password) for name, pool in settings.pools.items()}
+        return same and logins == {
+            name: (pool.user, pool.password) for name, pool in self._settings.pools.items()
+        }
+
     async def stop(self) -> None:
         """End the tasks and close every server connection that is idle."""
         await stop(*self._tasks)
@@ -250,15 +265,7 @@ class Served:
         raise self.cluster.unavailable(True)
 
     def _add_pool(self, host: Host, name: str, settings: model.Pool, strict: bool) -> None:
-        limits = PoolLimits(
-            settings.min,
-            settings.max,
-            settings.acquire_timeout,
-            settings.idle_timeout,
-            settings.max_lifetime,
-            settings.max_uses,
-            strict,
-        )
+        limits = _limits(settings, strict)
         pool = Pool(name, host.name, limits, pool_part(name, host.name))
         login = Login(
             host.address,
@@ -291,6 +298,18 @@ class Served:
         now = time.monotonic()
         pool.stats.connect_time.observe(int((now - started) * 1e6))
         pool.opened(server, now)
+
+
+def _limits(settings: model.Pool, strict: bool) -> PoolLimits:
+    return PoolLimits(
+        settings.min,
+        settings.max,
+        settings.acquire_timeout,
+        settings.idle_timeout,
+        settings.max_lifetime,
+        settings.max_uses,
+        strict,
+    )
 
 
 def _unfinished() -> Intent:

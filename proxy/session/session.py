@@ -67,6 +67,7 @@ from proxy.wire.codes import (
 )
 from proxy.wire.codes import IDLE as STATUS_IDLE
 from proxy.wire.messages import (
+    PARSE_COMPLETE,
     READY_FAILED,
     READY_IDLE,
     command_complete,
@@ -501,6 +502,8 @@ class Session(Borrower):
                 assert refused.error is not None
                 self._answer_unsent(unit, refused.error)
                 return
+            if unit.ended_by == FE_SYNC and self._only_prepares(unit):
+                return
             if unit.length == 1 and unit.ended_by != FE_QUERY and unit.ended_by != 0:
                 # A Sync or Flush alone: nothing is outstanding.
                 if unit.ended_by == FE_SYNC:
@@ -521,6 +524,24 @@ class Session(Borrower):
             if server is None:
                 return
         self._send(server, unit, now)
+
+    def _only_prepares(self, unit: Unit) -> bool:
+        """Answer a unit that only prepares statements which servers are known to take; False where it is another.
+
+        It needs no server connection then. A client that prepares in a blocking call (pgbench does) would else
+        wait for a connection that its own other sessions hold.
+        """
+        message = unit.first
+        while message is not None and message.message_code == FE_PARSE:
+            statement = message.statement
+            if statement is None or not statement.proven or not message.name:
+                return False
+            message = message.following
+        if message is None or message.message_code != FE_SYNC:
+            return False
+        self.forward(PARSE_COMPLETE * (unit.length - 1) + READY_IDLE)
+        unit.clear()
+        return True
 
     def _route_of(self, unit: Unit) -> Route:
         """Return where `unit` is to go."""
@@ -734,8 +755,11 @@ class Session(Borrower):
             if reply.sqlstate == _PLAN_CHANGED and reply.statement is not None:
                 # "cached plan must not change result type": its table has changed since it was parsed here.
                 server.outdate(reply.statement)
-        elif intent.unclean:
-            self._swept(server, intent)
+        else:
+            if intent.unclean:
+                self._swept(server, intent)
+            if reply.statement is not None:
+                reply.statement.proven = True
         database = self.database
         route = self.route
         if not route.log_part:

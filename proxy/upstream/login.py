@@ -91,9 +91,7 @@ async def connect(login: Login, closed: Callable[[Server], None]) -> Server:
 
 
 def _unavailable(login: Login, reason: str) -> UpstreamUnavailable:
-    return UpstreamUnavailable(
-        f"cannot connect to {login.address}", extra=f"host={login.address} user={login.user}: {reason}"
-    )
+    return UpstreamUnavailable(f"cannot connect to {login.address}", extra=f"host={login.address}: {reason}")
 
 
 class _LoginProtocol(asyncio.Protocol):

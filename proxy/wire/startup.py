@@ -83,8 +83,11 @@ def read_startup(data: bytes) -> StartupPacket | None:
 
 
 def negotiate_version(minor: int, options: list[str]) -> bytes:
-    """Return NegotiateProtocolVersion: the newest minor version known, and the `_pq_.` options that are not."""
-    body = minor.to_bytes(4, "big") + len(options).to_bytes(4, "big")
+    """Return NegotiateProtocolVersion: the newest version known, and the `_pq_.` options that are not.
+
+    The manual calls the field a minor version; PostgreSQL sends the whole one, and libpq 18 insists on it.
+    """
+    body = (_PROTOCOL_3 << 16 | minor).to_bytes(4, "big") + len(options).to_bytes(4, "big")
     return message(0x76, body + b"".join([option.encode() + b"\0" for option in options]))
 
 

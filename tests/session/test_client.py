@@ -240,7 +240,7 @@ async def test_a_newer_minor_version_and_unknown_options_are_negotiated(door: Do
     caller = door.knock()
     came = await caller.say(packed(b"user\0anyone\0database\0app\0_pq_.new\0" + b"1\0", 196610))
     assert kinds(came) == "v R"
-    assert split(came)[0][5:] == struct.pack("!ii", 0, 1) + b"_pq_.new\0"
+    assert split(came)[0][5:] == struct.pack("!ii", 196608, 1) + b"_pq_.new\0"
 
 
 async def test_a_cancel_request_is_passed_on_and_closed(door: Door) -> None:

@@ -147,4 +147,4 @@ def test_reading_options_always_ends(text: str) -> None:
 
 def test_negotiates_down_and_names_what_it_does_not_know() -> None:
     answer = negotiate_version(0, ["_pq_.test"])
-    assert answer == b"v\0\0\0\x16\0\0\0\0\0\0\0\1_pq_.test\0"
+    assert answer == b"v\0\0\0\x16\0\3\0\0\0\0\0\1_pq_.test\0"
