@@ -21,7 +21,7 @@ import uvloop
 import proxy
 from proxy.auth.key import Key
 from proxy.config import Config, ConfigError, from_environment, load, refuse_unavailable
-from proxy.errors import IdleInTransaction, KeyRevoked, ShuttingDown, SluiceError
+from proxy.errors import IdleInTransaction, KeyRevoked, ShuttingDown, SluiceError, reason
 from proxy.http import server as http_server
 from proxy.logs import configure
 from proxy.observe.access_log import AccessLog
@@ -288,7 +288,7 @@ class Proxy:
                 lambda: ClientLogin(self.gate), listen.host, listen.port, backlog=_BACKLOG
             )
         except OSError as error:
-            raise SluiceError(f"cannot listen on {listen.host}:{listen.port}: {error.strerror}") from None
+            raise SluiceError(f"cannot listen on {listen.host}:{listen.port}: {reason(error)}") from None
         self._listeners.append(listener)
         if listen.unix_socket_dir is not None:
             path = listen.unix_socket_dir / f".s.PGSQL.{listen.port}"

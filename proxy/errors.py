@@ -26,11 +26,20 @@ SQLSTATEs are those of the PostgreSQL manual, appendix "PostgreSQL Error Codes",
 
 from __future__ import annotations
 
+import os
 from typing import ClassVar
 
 
 class SluiceError(Exception):
     """Base of every error that this program raises on purpose."""
+
+
+def reason(error: OSError) -> str:
+    """Return why the system refused, without the address that asyncio and socket put around it."""
+    # The numbers of failed name lookups are negative, and os.strerror doesn't know them.
+    if error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)
+    return error.strerror or str(error)
 
 
 class ClientError(SluiceError):

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from proxy import tasks
-from proxy.errors import SluiceError
+from proxy.errors import SluiceError, reason
 
 if TYPE_CHECKING:
     from uvicorn import Server
@@ -116,4 +116,4 @@ async def _listen(host: str, port: int) -> list[socket.socket]:
 
 
 def _bind_error(host: str, port: int, error: OSError) -> HttpBindError:
-    return HttpBindError(f"http: can't listen on {host}:{port}: {error.strerror or error}")
+    return HttpBindError(f"http: can't listen on {host}:{port}: {reason(error)}")
