@@ -31,9 +31,10 @@ app = typer.Typer(
 keys = typer.Typer(no_args_is_help=True, help="Make, list, revoke and rotate API keys.")
 migrate = typer.Typer(no_args_is_help=True, help="Apply, list and undo the bundled SQL.")
 
+_WITHOUT_IT = "Without it: ./pgsluice.yaml where that exists and DB_NAME isn't set, else the DB_* variables."
 ConfigFile = Annotated[
     Path | None,
-    typer.Option("--config", "-c", metavar="FILE", help="The configuration; without it DB_* variables are."),
+    typer.Option("--config", "-c", metavar="FILE", help=f"The configuration. {_WITHOUT_IT}"),
 ]
 KeysConfigFile = Annotated[
     Path | None,
@@ -41,7 +42,7 @@ KeysConfigFile = Annotated[
         "--config",
         "-c",
         metavar="FILE",
-        help="The configuration whose control login is used; pgsluice.yaml, or DB_* variables, without it.",
+        help=f"The configuration whose control login is used. {_WITHOUT_IT}",
     ),
 ]
 DatabaseName = Annotated[
@@ -99,7 +100,7 @@ def serve(config: ConfigFile = None) -> None:
     with _told():
         from proxy.app import run
 
-        raise typer.Exit(run(config))
+        raise typer.Exit(run(_chosen(config)))
 
 
 @app.command()
@@ -109,7 +110,7 @@ def check(config: ConfigFile = None, as_json: AsJson = False) -> None:
 
     problems: list[Problem] = []
     try:
-        found = _configuration(config)
+        found = _configuration(_chosen(config))
     except ConfigError as error:
         problems = error.problems
     if as_json:
@@ -182,7 +183,7 @@ def keys_create(
         from proxy import keytool
 
         code = keytool.create(
-            _place(config, database, dsn),
+            _place(config, database, dsn, new_keys_file=True),
             name,
             user,
             permission or (),
@@ -336,21 +337,31 @@ def demo(
         raise typer.Exit(show(once, port, http_port, directory))
 
 
-def _configuration(path: Path | None) -> Config:
+def _chosen(path: Path | None) -> Path | None:
+    """Return the configuration's file, None for the environment; a file that wasn't named is told."""
+    beside = Path("pgsluice.yaml")
+    if path is not None or os.environ.get("DB_NAME") or not beside.exists():
+        return path
+    typer.echo(f"pgsluice: reading {beside}", err=True)
+    return beside
+
+
+def _configuration(path: Path | None, *, new_keys_file: bool = False) -> Config:
     from proxy.config import from_environment, load, refuse_unavailable
 
-    return refuse_unavailable(
-        load(path, os.environ) if path is not None else from_environment(os.environ)
-    )
+    if path is not None:
+        return refuse_unavailable(load(path, os.environ, new_keys_file=new_keys_file))
+    return refuse_unavailable(from_environment(os.environ, new_keys_file=new_keys_file))
 
 
-def _place(config: Path | None, database: str | None, dsn: str | None) -> Place:
+def _place(
+    config: Path | None, database: str | None, dsn: str | None, *, new_keys_file: bool = False
+) -> Place:
     from proxy.keytool import Place
 
     if dsn is not None:
         return Place(dsn=dsn)
-    beside = Path("pgsluice.yaml")
-    return Place(config=_configuration(config or (beside if beside.exists() else None)), name=database)
+    return Place(config=_configuration(_chosen(config), new_keys_file=new_keys_file), name=database)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -207,6 +208,11 @@ def run(
     if result.admin_key is not None:
         print(f"first admin key, shown this once: {result.admin_key}")
     print(f"database {database} is ready")
+    if config is not None:
+        # The file that both read by themselves, unless variables stand in its place.
+        known = config == Path("pgsluice.yaml") and not variables.get("DB_NAME")
+        option = "" if known else f" -c {shlex.quote(str(config))}"
+        print(f"next: pgsluice check{option}\n      pgsluice serve{option}")
     return 0
 
 

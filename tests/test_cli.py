@@ -101,6 +101,21 @@ def test_check_as_json() -> None:
     assert (sound.exit_code, json.loads(sound.stdout)) == (0, {"ok": True, "problems": []})
 
 
+def test_a_file_that_was_not_named_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("pgsluice.yaml").write_text(SOUND + "workers: some\n")
+    told = "pgsluice: reading pgsluice.yaml\n"
+    assert run("check").stderr == told
+    wrong = "pgsluice: workers (line 2): a whole number is needed\n"
+    for command in (["serve"], ["keys", "list"]):
+        result = run(*command)
+        assert (result.exit_code, result.stderr) == (1, told + wrong)
+    assert run("check", "-c", "pgsluice.yaml").stderr == ""
+    monkeypatch.setenv("DB_NAME", "app")
+    result = run("check")
+    assert "DB_USER" in result.stdout
+    assert result.stderr == ""
+
+
 def test_check_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "DB_USER" in run("check").stdout
     monkeypatch.setenv("DB_NAME", "app")
@@ -194,6 +209,31 @@ def test_keys_create_adds_to_a_file() -> None:
     assert whole not in Path("keys.yaml").read_text()
 
 
+def test_keys_create_makes_the_file_that_nothing_else_goes_without() -> None:
+    Path("pgsluice.yaml").write_text(WITHOUT_OUR_SQL)
+    for command in (["check"], ["keys", "list"]):
+        result = run(*command)
+        assert result.exit_code == 1
+        assert "there is no file keys.yaml; `pgsluice keys create` makes it" in result.output
+    assert run("keys", "create", "--user", "ann", "--address", "10.0.0.1/8").exit_code == 1
+    assert not Path("keys.yaml").exists()
+    result = run("keys", "create", "--user", "ann")
+    assert result.exit_code == 0, result.output
+    assert Path("keys.yaml").stat().st_mode & 0o777 == 0o600
+    (key,) = stored()
+    assert key.verify_secret(result.stdout.removesuffix("\n"))
+    assert run("check").exit_code == 0
+
+
+def test_keys_create_makes_the_file_that_a_variable_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("DB_NAME", "app"), ("DB_USER", "web"), ("KEYS_FILE", "keys.yaml")):
+        monkeypatch.setenv(name, value)
+    assert run("check").exit_code == 1
+    assert run("keys", "create", "--user", "ann").exit_code == 0
+    assert len(stored()) == 1
+    assert run("check").exit_code == 0
+
+
 def test_keys_create_as_json() -> None:
     with_key_file()
     options = [
@@ -254,5 +294,6 @@ def test_a_file_that_is_no_list_of_keys_is_told() -> None:
     result = run("keys", "list")
     assert (result.exit_code, result.stderr) == (
         1,
+        "pgsluice: reading pgsluice.yaml\n"
         "pgsluice: cannot use the keys in keys.yaml: a list of keys is needed\n",
     )

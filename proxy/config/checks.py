@@ -21,10 +21,13 @@ class Finding(NamedTuple):
     because: tuple[Path, ...] = ()
 
 
-def findings(config: Config) -> Iterator[Finding]:
-    """Yield what is wrong between the keys of `config`; files that it names are looked for."""
+def findings(config: Config, *, new_keys_file: bool = False) -> Iterator[Finding]:
+    """Yield what is wrong between the keys of `config`; files that it names are looked for.
+
+    With `new_keys_file` that of the keys may be missing, for who is about to make it.
+    """
     yield from _listening(config)
-    yield from _auth(config)
+    yield from _auth(config, new_keys_file)
     for name, database in config.databases.items():
         yield from _database(config, name, database)
 
@@ -67,10 +70,11 @@ def _listening(config: Config) -> Iterator[Finding]:
         yield Finding(("listen", "port"), message, (("workers",),))
 
 
-def _auth(config: Config) -> Iterator[Finding]:
+def _auth(config: Config, new_keys_file: bool) -> Iterator[Finding]:
     auth, listen = config.auth, config.listen
-    if auth.keys == "file" and not auth.keys_file.is_file():
-        yield Finding(("auth", "keys_file"), f"there is no file {auth.keys_file}", (("auth", "keys"),))
+    if auth.keys == "file" and not new_keys_file and not auth.keys_file.is_file():
+        message = f"there is no file {auth.keys_file}; `pgsluice keys create` makes it"
+        yield Finding(("auth", "keys_file"), message, (("auth", "keys"),))
     elsewhere = listen.tls.mode != "off" or listen.unix_socket_dir is not None or _is_loopback(listen.host)
     if auth.methods == ["password"] and not elsewhere:
         message = "nobody could log in: passwords are taken over TLS, a Unix socket or loopback only"

@@ -51,10 +51,10 @@ _SOURCES: dict[Path, str] = {
 }
 
 
-def from_environment(environ: Mapping[str, str]) -> Config:
+def from_environment(environ: Mapping[str, str], *, new_keys_file: bool = False) -> Config:
     """Return the configuration that the variables above describe.
 
-    Relative paths start at the current directory.
+    Relative paths start at the current directory. With `new_keys_file` the file of keys need not exist yet.
     Raises ConfigError with every problem; each names its variable.
     """
     given = {name: value for name, value in environ.items() if value}
@@ -63,7 +63,7 @@ def from_environment(environ: Mapping[str, str]) -> Config:
         for name, what in (("DB_NAME", "the database"), ("DB_USER", "the login of its pools"))
         if name not in given
     ]
-    config, found = validate(_tree(given), File())
+    config, found = validate(_tree(given), File(), new_keys_file=new_keys_file)
     named: dict[Problem, None] = {}
     for path, message in found:
         named.setdefault(Problem(_variable(path), 0, message))

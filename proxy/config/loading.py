@@ -16,10 +16,10 @@ from proxy.config.model import Config
 from proxy.config.problems import ConfigError, Path, Problem, dotted
 
 
-def load(path: File, environ: Mapping[str, str]) -> Config:
+def load(path: File, environ: Mapping[str, str], *, new_keys_file: bool = False) -> Config:
     """Return the configuration in the file `path`, its ${…} replaced from `environ`.
 
-    Raises ConfigError with every problem that was found.
+    With `new_keys_file` the file of keys need not exist yet. Raises ConfigError with every problem that was found.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -27,16 +27,18 @@ def load(path: File, environ: Mapping[str, str]) -> Config:
         raise ConfigError([Problem("", 0, f"cannot read {path}: {error.strerror}")]) from None
     except UnicodeDecodeError:
         raise ConfigError([Problem("", 0, f"{path} is not UTF-8 text")]) from None
-    return parse(text, environ, path.parent)
+    return parse(text, environ, path.parent, new_keys_file=new_keys_file)
 
 
-def parse(text: str, environ: Mapping[str, str], directory: File = File()) -> Config:
+def parse(
+    text: str, environ: Mapping[str, str], directory: File = File(), *, new_keys_file: bool = False
+) -> Config:
     """Return the configuration in `text`; its relative paths start at `directory`.
 
-    Raises ConfigError with every problem that was found.
+    With `new_keys_file` the file of keys need not exist yet. Raises ConfigError with every problem that was found.
     """
     document = Document(text, environ)
-    config, found = validate(document.tree, directory, document.unusable)
+    config, found = validate(document.tree, directory, document.unusable, new_keys_file=new_keys_file)
     problems = [
         *document.problems,
         *(Problem(dotted(at), document.line(at), message) for at, message in found),
@@ -47,7 +49,7 @@ def parse(text: str, environ: Mapping[str, str], directory: File = File()) -> Co
 
 
 def validate(
-    tree: Tree, directory: File, unusable: Iterable[Path] = ()
+    tree: Tree, directory: File, unusable: Iterable[Path] = (), *, new_keys_file: bool = False
 ) -> tuple[Config | None, list[tuple[Path, str]]]:
     """Return the configuration in `tree`, or None, and what is wrong with it by path.
 
@@ -74,7 +76,7 @@ def validate(
                 tree = _blank(tree, path, error["type"] == "extra_forbidden" or "[key]" in error["loc"])
             wrong |= {path for path, _ in problems}
     if config is not None:
-        for path, message, because in checks.findings(config):
+        for path, message, because in checks.findings(config, new_keys_file=new_keys_file):
             if not any(_touches(each, wrong) for each in (path, *because)):
                 problems.append((path, message))
     return (None if problems else config), problems

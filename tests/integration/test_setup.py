@@ -186,6 +186,7 @@ def test_setup_as_a_command(
     assert setup.run(dsn, "app", config=path, inline=False, environ=given) == 0
     said = capsys.readouterr().out
     assert "first admin key" in said and "database app is ready" in said
+    assert said.endswith(f"next: pgsluice check -c {path}\n      pgsluice serve -c {path}\n")
     assert "from the environment" not in said + path.read_text()
     loaded = config.load(path, given)
     secret = loaded.databases["app"].pools["readonly"].password
