@@ -11,6 +11,8 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 pytho
 	$(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
 bin := .venv/bin
 pip := $(bin)/python -m pip install --quiet --disable-pip-version-check
+# Each worker has a PostgreSQL of its own, and one file's tests stay together. ARGS=-n0 does without workers.
+workers := -n 2 --dist loadfile
 sources := $(shell find proxy -name '*.py')
 
 .PHONY: demo test bench lint build clean
@@ -19,8 +21,8 @@ demo: build
 	@$(bin)/pgsluice demo $(ARGS)
 
 test: build .venv/developing
-	$(bin)/pytest $(ARGS)
-	PGSLUICE_INTERPRETED=1 $(bin)/pytest -q --ignore=tests/integration --ignore=tests/drivers --ignore=tests/bench $(ARGS)
+	$(bin)/pytest $(workers) $(ARGS)
+	PGSLUICE_INTERPRETED=1 $(bin)/pytest -q --ignore=tests/integration $(workers) $(ARGS)
 
 bench: build .venv/developing
 	@$(bin)/python -m tests.bench $(ARGS)
