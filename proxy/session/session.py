@@ -128,8 +128,7 @@ class Session(Borrower):
         # Bound once: looking a method up costs more than the call.
         self.write: Callable[[bytes], None] = transport.write
         self.key = key
-        # Who asks: in claims as it stands, and as the label of server connections.
-        self.who = who
+        # In claims as it stands, and as the label of server connections.
         self.identity = who
         self.log_part = log_part
         self.bucket: TokenBucket | None = bucket
@@ -550,13 +549,11 @@ class Session(Borrower):
         if intent is None:
             intent = self.database.intents.lookup(b"")
         route = choose(intent, key.can_write, key.is_admin, "", self.asked_pool, key.default_pool)
-        if (
-            unit.ended_by != FE_QUERY
-            and unit.ended_by != FE_SYNC
-            and unit.reads_only
-            and route.host_role != "primary"
-        ):
-            # More may follow in the same implicit transaction, perhaps a write.
+        if route.host_role == "primary":
+            return route
+        unfinished = unit.ended_by != FE_QUERY and unit.ended_by != FE_SYNC
+        if (unfinished and unit.reads_only) or not self.database.routing:
+            # More may follow in the same implicit transaction, perhaps a write; or reads are not told apart.
             return choose(
                 self.database.unfinished, key.can_write, key.is_admin, "", self.asked_pool, key.default_pool
             )
@@ -571,7 +568,8 @@ class Session(Borrower):
         """Borrow a server connection; None where the unit has to wait, or was answered with an error."""
         route = self.route
         try:
-            pool = self.database.cluster.pool_for(route.pool, route.host_role == "replica", self.last_write)
+            after = self.last_write if self.database.read_your_writes else 0.0
+            pool = self.database.cluster.pool_for(route.pool, route.host_role == "replica", after)
         except ClientError as error:
             self._unsent(unit, error)
             return None
@@ -655,7 +653,7 @@ class Session(Borrower):
         signer = database.signer
         if signer is not None and (now >= server.renew_at or server.label == ""):
             expires = now + database.wall_offset + database.server_offset + database.token_ttl
-            claim = signer.sign(self.who, server.pid, server.login, int(expires))
+            claim = signer.sign(self.identity, server.pid, server.login, int(expires))
             settings.append(("sluice.identity", claim))
             server.renew_at = now + database.token_ttl / 2
         elif signer is None:

@@ -121,9 +121,6 @@ class Pool:
         self.pinned: i64 = 0
         self.draining = False
         # Counters, read by the metrics.
-        self.lent_total: i64 = 0
-        self.waited_total: i64 = 0
-        self.opened_total: i64 = 0
         self.stats = PoolStats()
         self.failures_in_a_row: i64 = 0
         self.last_failure: str = ""
@@ -146,10 +143,8 @@ class Pool:
             if own:
                 server = own.pop()
                 self.idle_count -= 1
-                self.lent_total += 1
                 server.lend(borrower)
                 return server
-        self.waited_total += 1
         borrower.waiting_since = now
         self.waiters.append(borrower)
         if self.idle_count > 0:
@@ -185,7 +180,6 @@ class Pool:
             label = server.label
             if label is first.identity or label == "" or label == first.identity:
                 self.waiters.pop()
-                self.lent_total += 1
                 server.lend(first)
                 first.granted(server)
             else:
@@ -201,7 +195,6 @@ class Pool:
     def opened(self, server: Server, now: float) -> None:
         """Add a connection that has just logged in."""
         self.opening -= 1
-        self.opened_total += 1
         self.failures_in_a_row = 0
         self.last_failure = ""
         if self.limits.max_lifetime > 0.0:

@@ -127,7 +127,6 @@ class Server:
         self.preludes: set[int] = set()
         # Cancel requests on their way to it: it is not lent to anybody else until they are done.
         self.cancels: i64 = 0
-        self.opened_at: float = now
         self.last_used: float = now
         self.retire_at: float = 0.0
         self.uses: i64 = 0

@@ -17,10 +17,7 @@ SYNC: Final = b"S\x00\x00\x00\x04"
 FLUSH: Final = b"H\x00\x00\x00\x04"
 TERMINATE: Final = b"X\x00\x00\x00\x04"
 PARSE_COMPLETE: Final = b"1\x00\x00\x00\x04"
-BIND_COMPLETE: Final = b"2\x00\x00\x00\x04"
 CLOSE_COMPLETE: Final = b"3\x00\x00\x00\x04"
-NO_DATA: Final = b"n\x00\x00\x00\x04"
-EMPTY_QUERY: Final = b"I\x00\x00\x00\x04"
 _NEAR: Final = 48
 
 READY_IDLE: Final = b"Z\x00\x00\x00\x05I"
@@ -73,11 +70,6 @@ def execute(portal: bytes) -> bytes:
 def close_statement(name: bytes) -> bytes:
     """Return a Close of the prepared statement `name`."""
     return message(0x43, b"S" + name + b"\0")
-
-
-def close_portal(name: bytes) -> bytes:
-    """Return a Close of the portal `name`."""
-    return message(0x43, b"P" + name + b"\0")
 
 
 def bind_renamed(data: bytes, start: i64, end: i64, name_start: i64, name_end: i64, name: bytes) -> bytes:
@@ -142,11 +134,6 @@ def error_response(error: ClientError, fatal: bool = False) -> bytes:
     if error.hint:
         fields.append(b"H" + _field(error.hint))
     return message(0x45, b"\0".join(fields) + b"\0\0")
-
-
-def notice_response(text: str, sqlstate: str = "00000") -> bytes:
-    """Return a NoticeResponse of severity WARNING."""
-    return message(0x4E, b"SWARNING\0VWARNING\0C" + sqlstate.encode() + b"\0M" + _field(text) + b"\0\0")
 
 
 def _field(text: str) -> bytes:

@@ -151,7 +151,6 @@ class ReplyQueue:
         self.status: i64 = 0x49
         # An ErrorResponse that nobody asked for: the server is about to close.
         self.last_error: bytes = b""
-        self.bytes_received: i64 = 0
         # After an error behind which no Sync is queued yet: the server discards what is sent until one.
         self.skipping: bool = False
         # The head is a COPY whose data comes from the client and has not ended.
@@ -204,7 +203,6 @@ class ReplyQueue:
             data = self._held + data
             self._held = b""
         n: i64 = len(data)
-        self.bytes_received += n
         self._data = data
         self._run = 0
         pos: i64 = 0

@@ -38,7 +38,7 @@ async def test_the_right_key_opens_a_session_by_scram(door: Door) -> None:
     assert came.startswith(LOGGED_IN + " S:") and came.endswith(" K ZI")
     assert caller.transport.high == HIGH_WATER
     session = caller.session()
-    assert session.who == f"|alice|{key_id('alice')}|write:tasks"
+    assert session.identity == f"|alice|{key_id('alice')}|write:tasks"
     assert door.sessions.by_pid == {session.pid: session}
     assert not door.gate.logins
     assert kinds(await caller.say(query("SELECT 1"))) == "T D C ZI"

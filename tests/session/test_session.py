@@ -74,6 +74,23 @@ def test_a_read_goes_to_a_replica_until_the_session_writes(clock: Clock) -> None
     assert world.of("readonly", "one")[0].sql == ["SELECT 2"]
 
 
+def test_reads_do_not_wait_for_a_replica_where_that_is_switched_off(clock: Clock) -> None:
+    world = World(replica=True)
+    world.database.read_your_writes = False
+    world.cluster.hosts[1].fresh_as_of = clock.now - 1
+    client = world.client()
+    client.ask(query(INSERT))
+    client.ask(query("SELECT 1"))
+    assert world.of("readonly", "two")[0].sql == ["SELECT 1"]
+
+
+def test_everything_goes_to_the_primary_where_routing_is_off() -> None:
+    world = World(replica=True)
+    world.database.routing = False
+    world.client().ask(query("SELECT 1"))
+    assert world.of("primary", "one")[0].sql == ["SELECT 1"]
+
+
 def test_an_empty_query_is_answered_by_the_server(world: World) -> None:
     assert kinds(world.client().ask(query(""))) == "I ZI"
 
