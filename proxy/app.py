@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -32,6 +33,7 @@ from proxy.session.cancel import cancel_held, cancel_server, cancel_session
 from proxy.session.client import ClientLogin, Gate, Sessions
 from proxy.session.served import Served
 from proxy.tasks import spawn, stop
+from proxy.transport import tcp
 from proxy.upstream.server import Server
 
 log = logging.getLogger(__name__)
@@ -41,7 +43,6 @@ _RESTART = ("listen", "http", "auth", "identity", "access_log")
 
 _SWEEP = 0.25
 _DRAIN_STEP = 0.05
-_BACKLOG = 1024
 _CLOSE_LOG = 5.0
 
 
@@ -113,7 +114,7 @@ class Proxy:
             cancel=self._cancel,
             stats=self.stats,
         )
-        self._listeners: list[asyncio.Server] = []
+        self._listeners: list[tcp.Acceptor] = []
         self._http: http_server.HttpServer | None = None
         self._sweeper: asyncio.Task[None] | None = None
 
@@ -281,22 +282,24 @@ class Proxy:
         )
 
     async def _listen(self) -> None:
-        loop = asyncio.get_running_loop()
         listen = self._config.listen
         try:
-            listener = await loop.create_server(
-                lambda: ClientLogin(self.gate), listen.host, listen.port, backlog=_BACKLOG
-            )
+            sockets = await tcp.listening(listen.host, listen.port)
         except OSError as error:
             raise SluiceError(f"cannot listen on {listen.host}:{listen.port}: {reason(error)}") from None
-        self._listeners.append(listener)
+        self._listeners += [tcp.Acceptor(sock, self._accepted) for sock in sockets]
+        port = self._listeners[0].port
         if listen.unix_socket_dir is not None:
-            path = listen.unix_socket_dir / f".s.PGSQL.{listen.port}"
-            self._listeners.append(
-                await loop.create_unix_server(lambda: ClientLogin(self.gate), str(path), backlog=_BACKLOG)
-            )
-        port = listener.sockets[0].getsockname()[1]
+            path = listen.unix_socket_dir / f".s.PGSQL.{port}"
+            try:
+                self._listeners.append(tcp.Acceptor(tcp.listening_at(path), self._accepted))
+            except OSError as error:
+                raise SluiceError(f"cannot listen at {path}: {reason(error)}") from None
         print(f"listening on {listen.host}:{port}", file=sys.stderr, flush=True)
+
+    def _accepted(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        spawn(loop.connect_accepted_socket(lambda: ClientLogin(self.gate, sock), sock), "accept")
 
     async def _cancel(self, pid: int, secret: bytes) -> None:
         stats = self.stats

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -132,8 +133,9 @@ class Sessions:
 class ClientLogin(asyncio.Protocol):
     """One connection before its session: collects bytes for a task that reads as the login goes."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate, sock: socket.socket | None = None) -> None:
         self._gate = gate
+        self._sock = sock
         self._transport: asyncio.Transport | None = None
         self._buffer = b""
         self._more: asyncio.Future[None] | None = None
@@ -355,6 +357,7 @@ class ClientLogin(asyncio.Protocol):
             pool,
             session_part(key.id, key.user_id, self._address, application_name, database.name),
             self._gate.bucket(key),
+            self._sock,
         )
         return session, reports
 

@@ -82,12 +82,12 @@ class Writer:
         chunks = self.chunks
         if not chunks:
             if self._end > self._start:
-                server.write(self._span())
+                server.outlet.write(self._span())
                 self._forget()
             return
         self._flush()
         self.chunks = []
-        server.write(b"".join(chunks))
+        server.outlet.write(b"".join(chunks))
 
     def _span(self) -> bytes:
         data = self._data

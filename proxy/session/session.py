@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import Callable
 from typing import Final, final
@@ -42,6 +43,7 @@ from proxy.session.database import Database
 from proxy.session.sending import UNNAMED, Writer, undo, write_prelude, write_unit
 from proxy.session.settings import default_for, read_back_query, readable, settings_for
 from proxy.session.unit import MAX_BYTES, Message, Unit
+from proxy.transport.outlet import Outlet
 from proxy.upstream.errand import Rollback
 from proxy.upstream.pool import Pool
 from proxy.upstream.server import Borrower, Server
@@ -122,11 +124,11 @@ class Session(Borrower):
         asked_pool: str,
         log_part: bytes,
         bucket: TokenBucket | None,
+        sock: socket.socket | None = None,
     ) -> None:
         self.database = database
         self.transport: asyncio.Transport = transport
-        # Bound once: looking a method up costs more than the call.
-        self.write: Callable[[bytes], None] = transport.write
+        self.outlet = Outlet(transport, sock)
         self.key = key
         # In claims as it stands, and as the label of server connections.
         self.identity = who
@@ -241,7 +243,7 @@ class Session(Borrower):
                 take: i64 = self.stream_left if self.stream_left < n - pos else n - pos
                 self.stream_left -= take
                 if self.stream_to_server and self.server is not None:
-                    self.server.write(data[pos : pos + take])
+                    self.server.outlet.write(data[pos : pos + take])
                 pos += take
                 if self.stream_left == 0 and self.stream_to_server:
                     self._streamed(now)
@@ -394,7 +396,7 @@ class Session(Borrower):
         if kind != FE_COPY_DATA and server.replies.head is not None:
             server.replies.push(Reply(COPY_END, FORWARD))
         n: i64 = len(data)
-        server.write(data if start == 0 and end >= n else data[start:end])
+        server.outlet.write(data if start == 0 and end >= n else data[start:end])
 
     # -- permission, rate limit, what the proxy answers by itself
 
@@ -735,7 +737,7 @@ class Session(Borrower):
     def forward(self, data: bytes) -> None:
         """Send bytes to the client."""
         if not self.ended:
-            self.write(data)
+            self.outlet.write(data)
 
     def executed(self, reply: Reply) -> None:
         """Record a statement that was answered."""
@@ -932,7 +934,7 @@ class Session(Borrower):
             self.touched = {}
             return False
         server.replies.push(Reply(QUERY, SKIP, self))
-        server.write(read_back_query(names))
+        server.outlet.write(read_back_query(names))
         self.waits |= _FOR_READ_BACK
         return True
 
@@ -1035,7 +1037,7 @@ class Session(Borrower):
         """Tell the client why, and end the session."""
         if self.ended:
             return
-        self.transport.write(error_response(error, True))
+        self.outlet.write(error_response(error, True))
         self._end()
 
     def _terminate(self) -> None:

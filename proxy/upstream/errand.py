@@ -35,7 +35,7 @@ class Errand(Borrower):
         """Send the Query on the connection that was borrowed."""
         self.server = server
         server.replies.push(Reply(QUERY, SKIP))
-        server.write(query(self.sql))
+        server.outlet.write(query(self.sql))
 
     def done(self, now: float) -> None:
         """Go on after the server's answer; `error` and `rows` tell what it was."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
 from proxy.errors import ClientError, ProtocolViolation, UpstreamUnavailable
+from proxy.transport import tcp
 from proxy.upstream.server import HIGH_WATER, Server
 from proxy.wire.codes import (
     AUTH_CLEARTEXT,
@@ -72,13 +74,9 @@ async def connect(login: Login, closed: Callable[[Server], None]) -> Server:
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(login.connect_timeout or None):
-            if login.host.startswith("/"):
-                path = f"{login.host}/.s.PGSQL.{login.port}"
-                _, protocol = await loop.create_unix_connection(lambda: _LoginProtocol(login), path)
-            else:
-                _, protocol = await loop.create_connection(
-                    lambda: _LoginProtocol(login), login.host, login.port
-                )
+            sock = await tcp.connect(login.host, login.port)
+            make = loop.create_unix_connection if sock.family == socket.AF_UNIX else loop.create_connection
+            _, protocol = await make(lambda: _LoginProtocol(login, sock), sock=sock)
             try:
                 return await protocol.finish(closed)
             except BaseException:
@@ -97,8 +95,9 @@ def _unavailable(login: Login, reason: str) -> UpstreamUnavailable:
 class _LoginProtocol(asyncio.Protocol):
     """Collects whole messages and answers the server's authentication requests."""
 
-    def __init__(self, login: Login) -> None:
+    def __init__(self, login: Login, sock: socket.socket) -> None:
         self._login = login
+        self._sock = sock
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._transport: asyncio.Transport | None = None
         self._buffer = b""
@@ -121,6 +120,7 @@ class _LoginProtocol(asyncio.Protocol):
             self._login.user,
             closed,
             time.monotonic(),
+            self._sock,
         )
         # From here on the bytes are the server's; no await stands between ReadyForQuery and this line but the
         # one above, during which PostgreSQL sends nothing unasked but notices.

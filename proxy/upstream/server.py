@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import Callable
 from typing import Final, final
@@ -18,6 +19,7 @@ from mypy_extensions import i64, mypyc_attr
 from proxy.errors import ClientError, ProtocolViolation, UpstreamUnavailable
 from proxy.query.parameters import Profile
 from proxy.query.prepared import Statement
+from proxy.transport.outlet import Outlet
 from proxy.wire.messages import TERMINATE, close_statement, error_fields
 from proxy.wire.replies import CLOSE, SKIP, Peer, Reply, ReplyQueue
 
@@ -96,10 +98,10 @@ class Server:
         login: str,
         closed: Callable[[Server], None],
         now: float,
+        sock: socket.socket | None = None,
     ) -> None:
         self.transport: asyncio.Transport = transport
-        # Bound once: looking a method up costs more than the call.
-        self.write: Callable[[bytes], None] = transport.write
+        self.outlet = Outlet(transport, sock)
         self.address = address
         self.pid = pid
         self.secret = secret
@@ -273,6 +275,6 @@ class Server:
         self.state = CLOSED
         self.borrower = None
         self.replies.peer = None
-        self.transport.write(TERMINATE)
+        self.outlet.write(TERMINATE)
         self.transport.close()
         self.closed(self)

@@ -233,7 +233,10 @@ def _pgsluice(cluster: Cluster, directory: Path, passwords: dict[str, str], pool
     (home / "pgsluice.yaml").write_text(yaml.safe_dump(configuration))
     command = [sys.executable, "-m", "proxy", "serve", "-c", str(home / "pgsluice.yaml")]
     with (home / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        # A session of its own, as PgBouncer has: the kernel shares the processors out by session (sched_autogroup).
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
     version = f"pgsluice {proxy.__version__}, {'compiled' if proxy.compiled() else 'interpreted'}"
     rig = Rig("pgsluice", port, key.rpartition("_")[0], key, psutil.Process(process.pid), version)
     rig.metrics_url = f"http://127.0.0.1:{http_port}/metrics"

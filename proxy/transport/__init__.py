@@ -1,0 +1,1 @@
+"""Ways to a peer: each gives an asyncio transport, and an Outlet through which to write to it."""

@@ -1,0 +1,163 @@
+"""Plain sockets: connecting to a host, and accepting clients (TCP and Unix sockets)."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+log = logging.getLogger(__name__)
+
+_BACKLOG: Final = 1024
+"""Connections that wait to be accepted; Linux cuts it to net.core.somaxconn."""
+
+_AT_ONCE: Final = 64
+"""Connections accepted in one go, before the sessions there are get their turn."""
+
+_PAUSE: Final = 0.2
+"""Seconds until accepting is tried again where there was no descriptor or memory for a connection."""
+
+
+async def connect(host: str, port: int) -> socket.socket:
+    """Return a connected socket; of a name's addresses the first that answers is taken.
+
+    A `host` that starts with a slash is the directory of a Unix socket, as in libpq. Raises OSError.
+    """
+    loop = asyncio.get_running_loop()
+    if host.startswith("/"):
+        return await _connected(socket.AF_UNIX, f"{host}/.s.PGSQL.{port}")
+    failure: OSError = OSError(errno.EADDRNOTAVAIL, f"{host} has no address")
+    for family, _, _, _, address in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        try:
+            return await _connected(family, address)
+        except OSError as error:
+            failure = error
+    raise failure
+
+
+async def _connected(family: int, address: object) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, address)  # type: ignore[arg-type]
+        tune(sock)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def tune(sock: socket.socket) -> None:
+    """Set what every connection of the proxy's has: no delay for small messages, keepalive."""
+    sock.setblocking(False)
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+async def listening(host: str, port: int) -> list[socket.socket]:
+    """Return sockets that listen on every address of `host`, all of them for "" and "*"; raises OSError.
+
+    Port 0 takes a free one, for all addresses alike.
+    """
+    wanted = None if host in ("", "*") else host
+    infos = await asyncio.get_running_loop().getaddrinfo(
+        wanted, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    sockets: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, address in dict.fromkeys(infos):
+            sock = socket.socket(family, kind, protocol)
+            sockets.append(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                # The other family has a socket of its own.
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            if port == 0 and len(sockets) > 1:
+                address = (address[0], sockets[0].getsockname()[1], *address[2:])
+            sock.bind(address)
+            sock.listen(_BACKLOG)
+            sock.setblocking(False)
+    except BaseException:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
+
+
+def listening_at(path: Path) -> socket.socket:
+    """Return a Unix socket that listens at `path`, in the place of one that nobody listens at; raises OSError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.is_socket() and not _answers(path):
+            path.unlink()
+        sock.bind(str(path))
+        sock.listen(_BACKLOG)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+    return True
+
+
+class Acceptor:
+    """Accepts connections at a listening socket and hands each, tuned, to `serve`."""
+
+    def __init__(self, sock: socket.socket, serve: Callable[[socket.socket], None]) -> None:
+        self._sock = sock
+        self._serve = serve
+        self._loop = asyncio.get_running_loop()
+        self._retry: asyncio.TimerHandle | None = None
+        self._loop.add_reader(sock, self._accept)
+
+    @property
+    def port(self) -> int:
+        """Return the TCP port; 0 for a Unix socket."""
+        name = self._sock.getsockname()
+        return int(name[1]) if isinstance(name, tuple) else 0
+
+    def close(self) -> None:
+        """Accept no more; a Unix socket's file goes too."""
+        if self._retry is not None:
+            self._retry.cancel()
+        self._loop.remove_reader(self._sock)
+        name = self._sock.getsockname()
+        self._sock.close()
+        if isinstance(name, str):
+            Path(name).unlink(missing_ok=True)
+
+    def _accept(self) -> None:
+        for _ in range(_AT_ONCE):
+            try:
+                sock, _ = self._sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                # No descriptor or no memory: the client stays in the backlog meanwhile.
+                log.error("cannot accept a connection, next try in %g s: %s", _PAUSE, error.strerror)
+                self._loop.remove_reader(self._sock)
+                self._retry = self._loop.call_later(_PAUSE, self._resume)
+                return
+            try:
+                tune(sock)
+            except OSError:
+                # Reset before it was accepted.
+                sock.close()
+                continue
+            self._serve(sock)
+
+    def _resume(self) -> None:
+        self._loop.add_reader(self._sock, self._accept)
