@@ -37,6 +37,7 @@ from proxy.query.parameters import Profile, from_startup
 from proxy.query.route import pool_problem
 from proxy.session.database import Database
 from proxy.session.session import Session
+from proxy.session.state import SessionState
 from proxy.tasks import spawn
 from proxy.upstream.errand import Ask
 from proxy.upstream.server import HIGH_WATER, Server
@@ -122,7 +123,7 @@ class Sessions:
         session.on_abandon = self._abandoned
         self.by_pid[pid] = session
 
-    def _ended(self, session: Session) -> None:
+    def _ended(self, session: SessionState) -> None:
         self.by_pid.pop(session.pid, None)
 
     def of_key(self, key_id: str) -> list[Session]:

@@ -18,6 +18,8 @@ from tests.bench.rigs import Rig, access_log_rows, rigs
 
 IDLE = "idle"
 SCRAPE_INTERVAL = 5.0
+# Seconds of each workload that are not counted: caches fill, PostgreSQL touches its buffers for the first time.
+WARM_UP = 1.0
 
 
 def main() -> None:
@@ -48,6 +50,9 @@ def _measure(
     workload: Workload, running: Sequence[Rig], results: report.Results, scratch: Path, console: Console
 ) -> None:
     with console.status(workload.title) as status:
+        status.update(f"{workload.title}: warming up")
+        for rig in running:
+            run(workload, rig, WARM_UP, scratch)
         for number in range(results.rounds):
             for rig in running:
                 status.update(f"{workload.title}: round {number + 1} of {results.rounds}, {rig.name}")

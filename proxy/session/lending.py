@@ -1,0 +1,320 @@
+"""Where a unit goes: its target, a server connection, what must precede it there, and one write."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from proxy.errors import (
+    ClientError,
+    PoolExhausted,
+    UpstreamUnavailable,
+)
+from proxy.query.intent import Intent
+from proxy.query.route import Route, choose
+from proxy.session.answering import Answering
+from proxy.session.sending import Writer, undo, write_prelude, write_unit
+from proxy.session.settings import settings_for
+from proxy.session.state import FOR_CLIENT, FOR_IDLE, FOR_REPLIES, FOR_SERVER
+from proxy.session.unit import Unit
+from proxy.upstream.pool import Pool
+from proxy.upstream.server import Server
+from proxy.wire.codes import (
+    FE_PARSE,
+    FE_QUERY,
+    FE_SYNC,
+)
+from proxy.wire.messages import (
+    PARSE_COMPLETE,
+    READY_FAILED,
+    READY_IDLE,
+    error_response,
+)
+
+MAX_REPLIES: Final = 10_000
+"""Answers that one session may be owed before its input waits; an entry takes some 200 bytes."""
+
+_NOW: Final = 1e-9
+"""A time to retire at that has always come."""
+
+
+class Lending(Answering):
+    """Borrows server connections for units, and answers units that cannot have one."""
+
+    def _dispatch(self, unit: Unit, now: float) -> None:
+        """Send `unit` to the server connection that it belongs to, or let it wait for one."""
+        if unit is self.unit:
+            self.unit = self.spare
+            self.spare = unit
+        server = self.server
+        if server is None:
+            refused = unit.refused
+            if refused is not None and not unit.runs_before_refused:
+                assert refused.error is not None
+                self._answer_unsent(unit, refused.error)
+                return
+            if unit.ended_by == FE_SYNC and self._only_prepares(unit):
+                return
+            if unit.length == 1 and unit.ended_by != FE_QUERY and unit.ended_by != 0:
+                # A Sync or Flush alone: nothing is outstanding.
+                if unit.ended_by == FE_SYNC:
+                    self.forward(READY_IDLE)
+                unit.clear()
+                return
+        elif not (self.in_transaction or self.pinned or self.awaits_sync):
+            # What runs no statement (a Sync alone, behind a COPY) belongs to what is under way.
+            if server.replies.head is not None and unit.intent is not None:
+                route = self._route_of(unit)
+                if not self._fits(route):
+                    self.waits |= FOR_IDLE
+                    self.held_unit = unit
+                    return
+        if server is None:
+            self.route = self._route_of(unit)
+            server = self._checkout(unit, now)
+            if server is None:
+                return
+        self._send(server, unit, now)
+
+    def _only_prepares(self, unit: Unit) -> bool:
+        """Answer a unit that only prepares statements which servers are known to take; False where it is another.
+
+        It needs no server connection then. A client that prepares in a blocking call (pgbench does) would else
+        wait for a connection that its own other sessions hold.
+        """
+        message = unit.first
+        while message is not None and message.message_code == FE_PARSE:
+            statement = message.statement
+            if statement is None or not statement.proven or not message.name:
+                return False
+            message = message.following
+        if message is None or message.message_code != FE_SYNC:
+            return False
+        self.forward(PARSE_COMPLETE * (unit.length - 1) + READY_IDLE)
+        unit.clear()
+        return True
+
+    def _route_of(self, unit: Unit) -> Route:
+        """Return where `unit` is to go."""
+        intent = unit.intent
+        key = self.key
+        if intent is None:
+            intent = self.database.intents.lookup(b"")
+        route = choose(intent, key.can_write, key.is_admin, "", self.asked_pool, key.default_pool)
+        if route.host_role == "primary":
+            return route
+        unfinished = unit.ended_by != FE_QUERY and unit.ended_by != FE_SYNC
+        if (unfinished and unit.reads_only) or not self.database.routing:
+            # More may follow in the same implicit transaction, perhaps a write; or reads are not told apart.
+            return choose(
+                self.database.unfinished, key.can_write, key.is_admin, "", self.asked_pool, key.default_pool
+            )
+        return route
+
+    def _fits(self, route: Route) -> bool:
+        """Tell whether the connection held is in the pool that `route` asks for, on a host of the right role."""
+        pool = self.pool
+        return pool is not None and pool.name == route.pool and self.route.host_role == route.host_role
+
+    def _checkout(self, unit: Unit, now: float) -> Server | None:
+        """Borrow a server connection; None where the unit has to wait, or was answered with an error."""
+        route = self.route
+        try:
+            after = self.last_write if self.database.read_your_writes else 0.0
+            pool = self.database.cluster.pool_for(route.pool, route.host_role == "replica", after)
+        except ClientError as error:
+            self._unsent(unit, error)
+            return None
+        for intent in unit.special:
+            if intent.pin and not pool.may_pin():
+                self._unsent(unit, self._too_many_pins(pool))
+                return None
+        self.pool = pool
+        server = pool.take(self, now)
+        if server is None:
+            self.held_unit = unit
+            self.waits |= FOR_SERVER
+            return None
+        self.server = server
+        return server
+
+    def _too_many_pins(self, pool: Pool) -> PoolExhausted:
+        return PoolExhausted(
+            "too many sessions keep their server connection for themselves",
+            extra=f"pool={pool.name} pinned={pool.pinned} size={pool.limits.maximum}",
+        )
+
+    def _send(self, server: Server, unit: Unit, now: float) -> None:
+        """Send `unit`, behind whatever the server connection lacks, in one write."""
+        out = self.out
+        idle = not (self.in_transaction or self.awaits_sync) and server.replies.head is None
+        if idle and (
+            now >= server.renew_at or server.label != self.identity or server.profile is not self.profile
+        ):
+            if not self._prepare(server, unit, out, now):
+                return
+        sweeps = False
+        for intent in unit.special:
+            if intent.unclean == "RESET ALL" or intent.unclean == "DISCARD ALL":
+                sweeps = True
+            error = self._before(server, intent)
+            if error is not None:
+                first = unit.first
+                if first is not None:
+                    first.error = error
+                break
+        was_empty = server.replies.head is None
+        if not write_unit(server, unit, out, now, self.in_transaction):
+            # The rest of a long message that was not sent is not sent either.
+            self.stream_to_server = False
+        if not unit.reads_only:
+            self.wrote = True
+            if unit.begins:
+                self.in_transaction = True
+            elif unit.ends:
+                self.in_transaction = False
+        ended = unit.ended_by
+        self.query_is_last = ended == FE_QUERY
+        if ended != FE_QUERY:
+            self.awaits_sync = ended != FE_SYNC
+        unit.clear()
+        out.write_to(server)
+        if was_empty:
+            server.replies.start()
+        if server.replies.length > MAX_REPLIES:
+            self.waits |= FOR_REPLIES
+            server.crowded = True
+        if sweeps and not self.awaits_sync:
+            # It takes away the identity and what is prepared: what follows needs them again.
+            self.waits |= FOR_IDLE
+        if self.waits & FOR_CLIENT != 0:
+            server.pause_reading()
+
+    def _prepare(self, server: Server, unit: Unit, out: Writer, now: float) -> bool:
+        """Put the session's identity and parameters in front of the unit.
+
+        Returns False where the connection has to be reset first; the unit then waits for it.
+        """
+        if server.label != "" and server.label != self.identity:
+            raise AssertionError("a server connection under another identity's label was lent")
+        database = self.database
+        settings = settings_for(server, self.profile, database.profiles.empty)
+        if settings is None:
+            self._reset_first(server, unit, now)
+            return False
+        signer = database.signer
+        if signer is not None and (now >= server.renew_at or server.label == ""):
+            expires = now + database.wall_offset + database.server_offset + database.token_ttl
+            claim = signer.sign(self.identity, server.pid, server.login, int(expires))
+            settings.append(("sluice.identity", claim))
+            server.renew_at = now + database.token_ttl / 2
+        elif signer is None:
+            if database.signed:
+                self._drop_unit(unit, UpstreamUnavailable("the signing keys have not been read yet"))
+                return False
+            server.renew_at = 1e18
+        server.label = self.identity
+        server.profile = self.profile
+        if settings:
+            self.prelude_under_way = True
+            write_prelude(server, settings, out)
+        return True
+
+    def _reset_first(self, server: Server, unit: Unit, now: float) -> None:
+        """Have the connection reset: it carries settings whose defaults are not known here."""
+        pool = self.pool
+        assert pool is not None
+        self.server = None
+        self.held_unit = unit
+        self.waits |= FOR_SERVER
+        self.waiting_since = now
+        server.unclean = "settings of another session"
+        pool.waiters.append_first(self)
+        pool.give_back(server, now)
+
+    def _before(self, server: Server, intent: Intent) -> ClientError | None:
+        """Do what a statement other than a plain read asks for before it runs: pin, mark, track."""
+        if intent.pin and not self.pinned:
+            pool = self.pool
+            assert pool is not None
+            if not pool.may_pin():
+                return self._too_many_pins(pool)
+            pool.pinned += 1
+            self.pinned = intent.pin
+            pool.stats.pins.add(intent.pin)
+        if intent.unclean and intent.unclean != "RESET ALL" and intent.unclean != "DISCARD ALL":
+            server.unclean = intent.unclean
+        if intent.lasting:
+            # DISCARD ALL would not take it away.
+            server.retire_at = _NOW
+        if intent.settings:
+            for name in intent.settings:
+                self.touched[name] = True
+        return None
+
+    def granted(self, server: Server) -> None:
+        """Go on with the unit that waited for a server connection."""
+        self.server = server
+        self.waits &= ~FOR_SERVER
+        unit = self.held_unit
+        self.held_unit = None
+        # It was the server's last answer that made it free: reading the clock again tells nothing new.
+        now = server.last_byte_at if server.last_byte_at > self.active_at else self.active_at
+        if unit is not None:
+            self._send(server, unit, now)
+        self.go_on(now)
+
+    def refused(self, error: ClientError) -> None:
+        """Answer the unit that waited in vain."""
+        self.waits &= ~FOR_SERVER
+        unit = self.held_unit
+        self.held_unit = None
+        if unit is not None:
+            self._unsent(unit, error)
+        self.go_on(time.monotonic())
+
+    def _drop_unit(self, unit: Unit, error: ClientError) -> None:
+        """Answer a unit with `error` after its connection was borrowed but before anything was sent."""
+        server = self.server
+        pool = self.pool
+        self.server = None
+        if server is not None and pool is not None:
+            pool.give_back(server, time.monotonic())
+        self._unsent(unit, error)
+
+    def _unsent(self, unit: Unit, error: ClientError) -> None:
+        """Answer and record a unit of which nothing could be sent."""
+        intent = unit.intent
+        if intent is not None:
+            self._denied(intent, error)
+        self._answer_unsent(unit, error)
+
+    def _answer_unsent(self, unit: Unit, error: ClientError) -> None:
+        """Answer a unit of which nothing was sent with `error`, and take back the names that it had prepared."""
+        undo(self, unit.first)
+        if self.stream_left > 0:
+            self.stream_to_server = False
+        ends = unit.ended_by == FE_QUERY or unit.ended_by == FE_SYNC
+        unit.clear()
+        self._fail_unit(error, ends)
+
+    def _fail_unit(self, error: ClientError, ends: bool) -> None:
+        """Answer a unit with `error` where no server connection is involved."""
+        if ends:
+            self.forward(error_response(error) + (READY_FAILED if self.in_transaction else READY_IDLE))
+        else:
+            self.forward(error_response(error))
+            self.skips_to_sync = True
+
+    def _denied(self, intent: Intent, error: ClientError) -> None:
+        database = self.database
+        database.stats.denials.add(error.code)
+        database.access.event(
+            "denied",
+            self.active_at + database.wall_offset,
+            self.log_part,
+            reason=error.message,
+            sqlstate=error.sqlstate,
+            code=error.code,
+            intent=intent,
+        )

@@ -1,0 +1,241 @@
+"""What a session knows, and how it ends.
+
+The lowest of the four layers of a client's session, each a module and a class that builds on the one before:
+
+    SessionState (state)      fields, cancel, timeouts, endings
+    Answering    (answering)  what comes back: records, settings, the connection's return
+    Lending      (lending)    where a unit goes: target, server connection, prelude
+    Session      (session)    what comes in: messages, permission, rate limit
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable
+from typing import Final
+
+from mypy_extensions import i64
+
+from proxy.auth.key import Key
+from proxy.auth.ratelimit import TokenBucket
+from proxy.errors import (
+    ClientError,
+    QueryCancelled,
+    QueryTimeout,
+    UpstreamUnavailable,
+)
+from proxy.query.parameters import Profile
+from proxy.query.route import Route
+from proxy.session.collect import ClientStatements
+from proxy.session.database import Database
+from proxy.session.sending import Writer
+from proxy.session.unit import Unit
+from proxy.transport.outlet import Outlet
+from proxy.upstream.errand import Rollback
+from proxy.upstream.pool import Pool
+from proxy.upstream.server import Borrower, Server
+from proxy.wire.codes import IDLE as STATUS_IDLE
+from proxy.wire.messages import (
+    error_response,
+)
+from proxy.wire.replies import FORWARD
+
+# What a session waits for, as bits.
+FOR_SERVER: Final[i64] = 1  # a server connection
+FOR_IDLE: Final[i64] = 2  # the end of what is under way, to change to another connection
+FOR_CLIENT: Final[i64] = 4  # the client to read
+FOR_SOCKET: Final[i64] = 8  # the server to read
+FOR_REPLIES: Final[i64] = 16  # the reply queue to become shorter
+FOR_READ_BACK: Final[i64] = 32  # the values of settings that the client changed
+
+
+class SessionState(Borrower):
+    """The fields of a session, what others may ask of it, and its endings."""
+
+    def __init__(
+        self,
+        database: Database,
+        transport: asyncio.Transport,
+        key: Key,
+        who: str,
+        profile: Profile,
+        asked_pool: str,
+        log_part: bytes,
+        bucket: TokenBucket | None,
+        sock: socket.socket | None = None,
+    ) -> None:
+        self.database = database
+        self.transport: asyncio.Transport = transport
+        self.outlet = Outlet(transport, sock)
+        self.key = key
+        # In claims as it stands, and as the label of server connections.
+        self.identity = who
+        self.log_part = log_part
+        self.bucket: TokenBucket | None = bucket
+        self.asked_pool = asked_pool
+        self.started_pool = asked_pool
+        self.startup_profile = profile
+        self.profile = profile
+        self.statements = ClientStatements()
+        self.reported: dict[bytes, bytes] = {}
+        # The server connection it holds, the pool it waits at, and why it keeps its connection ("" if not).
+        self.server: Server | None = None
+        self.pool: Pool | None = None
+        self.pinned: str = ""
+        # Input that has come but is not worked on yet, and what the session waits for.
+        self.pending: bytes = b""
+        self.waits: i64 = 0
+        self.reading_paused = False
+        # The unit that is being collected, and one that is complete but waits for a server connection.
+        self.unit = Unit()
+        self.spare = Unit()
+        self.held_unit: Unit | None = None
+        self.out = Writer()
+        # Bytes of a long message that still have to pass; to the server or to nowhere.
+        self.stream_left: i64 = 0
+        self.stream_to_server = False
+        self.route: Route = database.first_route
+        self.in_transaction = False
+        # Something was sent whose Sync has not come yet. A Query behind it ends that too, unless the server skips
+        # it because of an error; which of the two, only its ReadyForQuery tells.
+        self.awaits_sync = False
+        self.query_is_last = False
+        # An error was answered without a server; what follows is dropped up to Sync.
+        self.skips_to_sync = False
+        self.prelude_under_way = False
+        self.wrote = False
+        self.last_write: float = 0.0
+        self.touched: dict[str, bool] = {}
+        self.read_back_row: list[bytes | None] = []
+        self.ending = False
+        self.ended = False
+        self.waiting_since: float = 0.0
+        self.active_at: float = 0.0
+        self.pid = 0
+        self.secret = b""
+        # Told when it ends; and of a server connection that still works for it then.
+        self.on_end: Callable[[SessionState], None] | None = None
+        self.on_abandon: Callable[[Server], None] | None = None
+
+    def go_on(self, now: float) -> None:
+        """Work on what was kept while the session waited."""
+        raise AssertionError
+
+    def forward(self, data: bytes) -> None:
+        """Send bytes to the client."""
+        if not self.ended:
+            self.outlet.write(data)
+
+    def lost(self, error: ClientError) -> None:
+        """End the session: its server connection is gone in the middle of its work."""
+        self.server = None
+        self._release_pin()
+        self.fatal(error)
+
+    def cancel(self) -> Server | None:
+        """Cancel what the session does; returns the server connection that a CancelRequest has to reach."""
+        if self.waits & FOR_SERVER != 0 and self.pool is not None:
+            self.pool.leave(self)
+            self.refused(QueryCancelled())
+            return None
+        return self.server
+
+    def overdue(self, now: float, limit: float) -> Server | None:
+        """Return the server connection whose statement has run for more than `limit` seconds (0 for no limit).
+
+        What the server answers to the cancel that the caller sends becomes the proxy's own error.
+        """
+        server = self.server
+        if limit <= 0.0 or server is None:
+            return None
+        head = server.replies.head
+        if head is None or head.mode != FORWARD or head.sent_at == 0.0 or now - head.sent_at <= limit:
+            return None
+        if head.cancelled_as:
+            return None
+        error = QueryTimeout(extra=f"query_timeout={limit:g}s")
+        head.cancelled_as = error_response(error)
+        head.code = error.code.encode()
+        return server
+
+    def stalled(self, now: float, limit: float) -> bool:
+        """Tell whether an open transaction has stood idle for more than `limit` seconds (0 for no limit)."""
+        server = self.server
+        if limit <= 0.0 or server is None or server.replies.head is not None:
+            return False
+        if not self.in_transaction and not self.awaits_sync:
+            return False
+        return now - self.active_at > limit and now - server.last_byte_at > limit
+
+    def idle(self) -> bool:
+        """Tell whether the session has nothing under way, so that a drain may end it."""
+        return self.server is None and self.held_unit is None and not self.pending
+
+    def fatal(self, error: ClientError) -> None:
+        """Tell the client why, and end the session."""
+        if self.ended:
+            return
+        self.outlet.write(error_response(error, True))
+        self._end()
+
+    def _terminate(self) -> None:
+        """End in good order: what stands before the Terminate completes, what stands behind it is dropped."""
+        server = self.server
+        if (
+            server is not None
+            and server.replies.head is not None
+            and (not self.awaits_sync or self.query_is_last)
+        ):
+            self.ending = True
+            self._pause_reading()
+            return
+        self._end()
+
+    def _end(self) -> None:
+        """Close the client's connection and leave the server's in order."""
+        if self.ended:
+            return
+        self.ended = True
+        self.transport.close()
+        if self.waits & FOR_SERVER != 0 and self.pool is not None:
+            self.pool.leave(self)
+        self.held_unit = None
+        self.pending = b""
+        server = self.server
+        self.server = None
+        was_pinned = self.pinned
+        self._release_pin()
+        if server is not None:
+            self._hand_over(server, was_pinned)
+        if self.on_end is not None:
+            self.on_end(self)
+
+    def _hand_over(self, server: Server, was_pinned: str) -> None:
+        """Give a connection back from a session that is gone: rolled back and reset, or closed."""
+        pool = self.pool
+        now = time.monotonic()
+        server.resume_reading()
+        if pool is None or not server.replies.empty or self.awaits_sync or self.stream_left > 0:
+            if self.on_abandon is not None and not server.replies.empty:
+                self.on_abandon(server)
+            server.fail(UpstreamUnavailable("its client is gone"))
+            return
+        if was_pinned:
+            server.unclean = was_pinned
+        if server.replies.status != STATUS_IDLE:
+            Rollback(server, pool.give_back).start()
+        else:
+            pool.give_back(server, now)
+
+    def _release_pin(self) -> None:
+        if self.pinned:
+            self.pinned = ""
+            if self.pool is not None:
+                self.pool.pinned -= 1
+
+    def _pause_reading(self) -> None:
+        if not self.reading_paused:
+            self.reading_paused = True
+            self.transport.pause_reading()
