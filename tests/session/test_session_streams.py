@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.session.session import MAX_PENDING, MAX_REPLIES
+from proxy.session.lending import MAX_REPLIES
+from proxy.session.session import MAX_PENDING
 from proxy.upstream.server import HIGH_WATER
 from tests.session.backend import Backend
 from tests.session.fakes import Client, World
