@@ -315,6 +315,7 @@ class Proxy:
         for session in self.sessions.of_key(key_id):
             if key is not None and key.valid(time.time()) and key.identity == session.key.identity:
                 session.key = key
+                session.routed = None
                 continue
             self.stats.revocations += 1
             self.access_log.buffer.event("revoked", time.time(), session.log_part)

@@ -97,18 +97,22 @@ class Lending(Answering):
     def _route_of(self, unit: Unit) -> Route:
         """Return where `unit` is to go."""
         intent = unit.intent
+        unfinished = unit.ended_by != FE_QUERY and unit.ended_by != FE_SYNC
+        if intent is not None and intent is self.routed and not unfinished:
+            return self.routed_to
         key = self.key
         if intent is None:
             intent = self.database.intents.lookup(b"")
         route = choose(intent, key.can_write, key.is_admin, "", self.asked_pool, key.default_pool)
         if route.host_role == "primary":
             return route
-        unfinished = unit.ended_by != FE_QUERY and unit.ended_by != FE_SYNC
         if (unfinished and unit.reads_only) or not self.database.routing:
             # More may follow in the same implicit transaction, perhaps a write; or reads are not told apart.
             return choose(
                 self.database.unfinished, key.can_write, key.is_admin, "", self.asked_pool, key.default_pool
             )
+        self.routed = intent
+        self.routed_to = route
         return route
 
     def _fits(self, route: Route) -> bool:

@@ -336,6 +336,7 @@ class Session(Lending):
         """Answer SET sluice.pool."""
         pool = intent.pool
         self.asked_pool = pool or self.started_pool
+        self.routed = None
         status = IN_TRANSACTION if self.in_transaction else STATUS_IDLE
         self.forward(command_complete(b"SET" if pool else b"RESET") + ready(status))
 

@@ -26,6 +26,7 @@ from proxy.errors import (
     QueryTimeout,
     UpstreamUnavailable,
 )
+from proxy.query.intent import Intent
 from proxy.query.parameters import Profile
 from proxy.query.route import Route
 from proxy.session.collect import ClientStatements
@@ -97,6 +98,9 @@ class SessionState(Borrower):
         self.stream_left: i64 = 0
         self.stream_to_server = False
         self.route: Route = database.first_route
+        # The last statement that was routed to readonly, and where that was; None where the answer may have changed.
+        self.routed: Intent | None = None
+        self.routed_to: Route = database.first_route
         self.in_transaction = False
         # Something was sent whose Sync has not come yet. A Query behind it ends that too, unless the server skips
         # it because of an error; which of the two, only its ReadyForQuery tells.
