@@ -36,6 +36,7 @@ from proxy.observe.stats import ProxyStats
 from proxy.query.parameters import Profile, from_startup
 from proxy.query.route import pool_problem
 from proxy.session.database import Database
+from proxy.session.logins import Unproven
 from proxy.session.session import Session
 from proxy.session.state import SessionState
 from proxy.tasks import spawn
@@ -89,6 +90,7 @@ class Gate:
     stats: ProxyStats
     draining: bool = False
     logins: set[ClientLogin] = field(default_factory=set)
+    unproven: Unproven[ClientLogin] = field(default_factory=Unproven)
     buckets: dict[str, TokenBucket] = field(default_factory=dict)
 
     def bucket(self, key: Key) -> TokenBucket | None:
@@ -156,6 +158,9 @@ class ClientLogin(asyncio.Protocol):
         self._gate.stats.connections += 1
         self._gate.logins.add(self)
         spawn(self._run(), "login")
+        if (oldest := self._gate.unproven.add(self, self._address, self._local)) is not None:
+            self._gate.stats.connections_refused += 1
+            oldest.end(PoolExhausted("too many connections that have not logged in"))
 
     def data_received(self, data: bytes) -> None:
         """Take bytes from the client."""
@@ -196,6 +201,7 @@ class ClientLogin(asyncio.Protocol):
                     return
                 self._check_room()
                 key = await self._authenticate(startup)
+                self._gate.unproven.discard(self)
                 key_id = key.id
                 database = self._database(startup)
                 session, reports = await self._open(startup, key, database)
@@ -215,6 +221,7 @@ class ClientLogin(asyncio.Protocol):
                 self._transport.abort()
         finally:
             self._gate.logins.discard(self)
+            self._gate.unproven.discard(self)
 
     async def _startup(self) -> StartupPacket | None:
         """Return the StartupMessage; None for a cancel request, which is served and closed."""
