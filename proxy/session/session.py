@@ -32,9 +32,11 @@ from proxy.session.unit import MAX_BYTES, Message
 from proxy.wire.codes import (
     FAILED_TRANSACTION,
     FE_BIND,
+    FE_CLOSE,
     FE_COPY_DATA,
     FE_COPY_DONE,
     FE_COPY_FAIL,
+    FE_DESCRIBE,
     FE_EXECUTE,
     FE_FLUSH,
     FE_FUNCTION_CALL,
@@ -63,6 +65,11 @@ MAX_PENDING: Final = 65_536
 
 MAX_PARSE: Final = 16 * 1024 * 1024
 """A Parse is held whole, because it may have to be sent again; a longer text fits a simple query."""
+
+# What a header alone may tell: types that there are, that hold a name at most, that hold nothing.
+_EMPTY: Final = frozenset([FE_SYNC, FE_FLUSH])
+_SMALL: Final = frozenset([FE_CLOSE, FE_DESCRIBE, FE_EXECUTE, FE_COPY_DONE, FE_COPY_FAIL, FE_TERMINATE])
+_KNOWN: Final = _EMPTY | _SMALL | {FE_BIND, FE_COPY_DATA, FE_FUNCTION_CALL, FE_PARSE, FE_PASSWORD, FE_QUERY}
 
 
 @final
@@ -142,7 +149,10 @@ class Session(Lending):
                 raise ProtocolViolation("invalid message length")
             end: i64 = pos + 1 + length
             if end > n:
-                if length <= MAX_HELD or not self._can_start(kind, length, data, pos):
+                if length <= MAX_HELD:
+                    _check_incomplete(kind, length)
+                    break
+                if not self._can_start(kind, length, data, pos):
                     break
                 self.stream_left = end - n
                 self.stream_to_server = True
@@ -370,3 +380,11 @@ class Session(Lending):
         if self.reading_paused and self.waits == 0 and not self.ended:
             self.reading_paused = False
             self.transport.resume_reading()
+
+
+def _check_incomplete(kind: i64, length: i64) -> None:
+    """Refuse a message before the rest of it has come, where its header tells that it can't become one."""
+    if kind not in _KNOWN or (length > MAX_SMALL_MESSAGE and kind in _SMALL):
+        raise ProtocolViolation("invalid message type or length")
+    if length != 4 and kind in _EMPTY:
+        raise ProtocolViolation("invalid message length")

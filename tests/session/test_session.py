@@ -260,6 +260,22 @@ def test_rejects_what_the_protocol_does_not_allow(world: World, data: bytes) -> 
 
 
 @pytest.mark.parametrize(
+    "header",
+    [
+        b"\0\0\0\x09\0",
+        b"!\0\0\1\0",
+        b"S\0\0\0\5",
+        b"H\0\0\1\0",
+        *(bytes([kind]) + (MAX_SMALL_MESSAGE + 1).to_bytes(4, "big") for kind in b"CDEXcf"),
+    ],
+)
+def test_a_header_that_cannot_become_a_message_is_refused_at_once(world: World, header: bytes) -> None:
+    client = world.client()
+    client.send(header)
+    assert kinds(client.take()) == "FATAL:08P01"
+
+
+@pytest.mark.parametrize(
     "conversation",
     [
         query("SELECT 1") + query(INSERT) + query("SELECT 2"),
