@@ -34,6 +34,8 @@ COLUMNS: Final = 26
 NULL: Final = b"\xff\xff\xff\xff"
 TRUE: Final = b"\x00\x00\x00\x01\x01"
 FALSE: Final = b"\x00\x00\x00\x01\x00"
+# in_transaction, pinned, sqlstate, code, traceparent
+_PLAIN_END: Final = FALSE + FALSE + NULL + NULL + NULL
 
 # Longest texts in bytes: a name is an identifier or an e-mail address; a statement of some pages says enough.
 MAX_NAME: Final = 256
@@ -191,11 +193,15 @@ class AccessBuffer:
         _number(w, queued_us)
         _number(w, first_byte_us)
         _number(w, duration_us)
-        w.write(TRUE if in_transaction else FALSE)
-        w.write(TRUE if pinned else FALSE)
-        _bytes_field(w, sqlstate)
-        _bytes_field(w, code)
-        _bytes_field(w, traceparent)
+        if not (in_transaction or pinned) and len(sqlstate) + len(code) + len(traceparent) == 0:
+            # Nearly every row ends like this.
+            w.write(_PLAIN_END)
+        else:
+            w.write(TRUE if in_transaction else FALSE)
+            w.write(TRUE if pinned else FALSE)
+            _bytes_field(w, sqlstate)
+            _bytes_field(w, code)
+            _bytes_field(w, traceparent)
         self._end()
 
     def event(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final, final
 
+from librt.vecs import vec
 from mypy_extensions import i64
 
 # Intent.kind: each pool has a histogram for each of these.
@@ -54,7 +55,7 @@ class Histogram:
     """How many durations fell into each bucket, and their sum; the last count is that above all bounds."""
 
     def __init__(self) -> None:
-        self.counts: Final[list[int]] = [0] * (len(BOUNDS_US) + 1)
+        self.counts: vec[i64] = vec[i64]([0] * (len(BOUNDS_US) + 1))
         self.sum_us: i64 = 0
 
     def observe(self, us: i64) -> None:

@@ -10,7 +10,7 @@ from proxy.query.classify import classify, not_parsed, pool_hint
 from proxy.query.functions import FunctionCatalog
 from proxy.query.intent import Intent
 from proxy.query.lexer import normalize
-from proxy.query.shape import shape_key
+from proxy.query.shape import Template, shape_key, template_of
 from proxy.query.unparsed import MAX_LEXED
 
 MAX_BYTES: Final = 32 * 1024 * 1024
@@ -94,11 +94,20 @@ class IntentCache:
         self._texts = Generations(max_bytes // 2)
         self._shapes = Generations(max_bytes // 4)
         self._normalized = Generations(max_bytes // 4)
+        # The last text that was new but for its constants: a loop in an application makes the next one like it.
+        self._template: Template | None = None
+        self._template_intent: Intent | None = None
         # Hashes of texts met once: what never comes again isn't worth its place among the texts.
         self._seen: list[int] = [0] * _SEEN
 
     def lookup(self, sql: bytes) -> Intent:
         """Return the intent of `sql`, text in UTF-8 as PostgreSQL would get it. Never raises."""
+        template = self._template
+        if template is not None and template.fits(sql):
+            found = self._template_intent
+            if found is not None:
+                self.shape_hits += 1
+                return found
         found = self._texts.young.get(sql)
         if found is not None:
             self.hits += 1
@@ -119,6 +128,7 @@ class IntentCache:
         """Decide by `catalog` from now on; forget what was decided by another."""
         self._catalog = catalog
         self.generation += 1
+        self._template = None
         self._texts.clear()
         self._shapes.clear()
         self._normalized.clear()
@@ -154,6 +164,8 @@ class IntentCache:
             found = self._shapes.get(shape)
             if found is not None:
                 self.shape_hits += 1
+                self._template = template_of(shape)
+                self._template_intent = found
                 return found
         normalized = normalize(sql)
         key = normalized

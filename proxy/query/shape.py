@@ -8,7 +8,7 @@ takes thought.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, final
 
 from librt.strings import BytesWriter
 from mypy_extensions import i64, u8
@@ -126,3 +126,46 @@ def number_end(sql: bytes, i: i64, size: i64) -> i64:
         while i < size and _CLASSES[sql[i]] == _DIGIT:
             i += 1
     return -1 if i < size and 1 <= _CLASSES[sql[i]] <= 2 else i
+
+
+_MAX_DIGITS: Final = 32
+"""Digits of a template's number; a longer one is rare, and the text may be longer than what is parsed."""
+
+
+@final
+class Template:
+    """A shape with one number in it, as what stands around the number: the cheapest test that a text has that shape."""
+
+    def __init__(self, prefix: bytes, suffix: bytes) -> None:
+        self.prefix: Final = prefix
+        self.suffix: Final = suffix
+        self._length: Final[i64] = len(prefix) + len(suffix)
+
+    def fits(self, sql: bytes) -> bool:
+        """Tell whether `sql` is the prefix, some digits, and the suffix."""
+        size: i64 = len(sql)
+        if size <= self._length or size > self._length + _MAX_DIGITS:
+            return False
+        if not sql.startswith(self.prefix) or not sql.endswith(self.suffix):
+            return False
+        i: i64 = len(self.prefix)
+        end: i64 = size - len(self.suffix)
+        while i < end:
+            if sql[i] < 0x30 or sql[i] > 0x39:
+                return False
+            i += 1
+        return True
+
+
+def template_of(shape: bytes) -> Template | None:
+    """Return the template of a shape; None where its constants aren't one number between blanks and operators.
+
+    What stands beside the number must neither go on with it nor make it part of something else, whatever its digits.
+    """
+    at: i64 = shape.find(NUMBER_MARK)
+    size: i64 = len(shape)
+    if at < 1 or shape.find(NUMBER_MARK, at + 1) >= 0 or shape.find(STRING_MARK) >= 0:
+        return None
+    if _CLASSES[shape[at - 1]] != _PLAIN or (at + 1 < size and _CLASSES[shape[at + 1]] != _PLAIN):
+        return None
+    return Template(shape[:at], shape[at + 1 :])

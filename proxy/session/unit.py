@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final, final
 
-from mypy_extensions import i64
+from mypy_extensions import i64, mypyc_attr
 
 from proxy.errors import ClientError
 from proxy.query.intent import READ, READONLY, Intent
@@ -21,6 +21,7 @@ MAX_BYTES: Final = 262_144
 
 
 @final
+@mypyc_attr(acyclic=True)
 class Message(Reply):
     """One message of a client, data[start:end], and the reply that it will be owed.
 

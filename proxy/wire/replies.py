@@ -77,6 +77,7 @@ _MAX_DESCRIPTION: Final = 1_048_576
 """A description is held whole: 1,664 columns or 65,535 parameters, PostgreSQL's limits, take 0.3 MB."""
 
 
+@mypyc_attr(acyclic=True)
 class Reply:
     """One answer that is owed; who sends may derive from it to keep what it knows of the message.
 

@@ -65,6 +65,19 @@ def test_new_literals_take_no_place(cache: IntentCache) -> None:
     assert cache.entries() == entries
 
 
+def test_a_loop_over_numbers_is_known_by_its_template(cache: IntentCache) -> None:
+    intent = cache.lookup(b"SELECT a FROM t WHERE b = 0")
+    found = {id(cache.lookup(b"SELECT a FROM t WHERE b = %d" % number)) for number in range(1, 500)}
+    assert found == {id(intent)}
+    assert counts(cache) == (0, 499, 0, 1)
+
+
+def test_a_template_ends_with_its_catalogue(cache: IntentCache) -> None:
+    before = [cache.lookup(b"SELECT f(%d)" % number) for number in range(3)]
+    cache.set_catalog(FunctionCatalog.builtin())
+    assert cache.lookup(b"SELECT f(3)") is not before[-1]
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pglast.parser import ParseError, fingerprint, scan
 
-from proxy.query.shape import shape_key
+from proxy.query.shape import NUMBER_MARK, STRING_MARK, shape_key, template_of
 
 
 @pytest.mark.parametrize(
@@ -219,3 +219,85 @@ def test_any_bytes_are_taken(text: bytes) -> None:
     shape = shape_key(text)
     assert shape == b"" or len(shape) <= len(text)
     assert shape is text or b"'" not in shape
+
+
+# What may stand beside a number, and what makes it something else there.
+EDGES: Final = st.sampled_from(
+    [
+        "",
+        "a",
+        "a1",
+        "_",
+        " ",
+        "=",
+        "(",
+        ")",
+        ";",
+        ",",
+        "-",
+        "/",
+        ".",
+        "1.",
+        ".5",
+        "e",
+        "e5",
+        "'b'",
+        "*",
+        "+",
+        "x'",
+    ]
+)
+
+
+@settings(max_examples=1000)
+@given(
+    before=st.lists(EDGES, max_size=3),
+    after=st.lists(EDGES, max_size=3),
+    digits=st.from_regex(r"\A[0-9]{1,32}\Z"),
+)
+def test_what_fits_a_template_has_its_shape(before: list[str], after: list[str], digits: str) -> None:
+    prefix, suffix = "".join(before).encode(), "".join(after).encode()
+    shape = shape_key(prefix + b"7" + suffix)
+    template = template_of(shape) if shape else None
+    text = prefix + digits.encode() + suffix
+    if template is not None and template.fits(text):
+        assert shape_key(text) == shape
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"SELECT a FROM t WHERE b = 17;", b"SELECT a FROM t WHERE b=17 AND c < d", b"SELECT f(1)", b"SELECT 1"],
+)
+def test_a_template_fits_other_numbers(text: bytes) -> None:
+    template = template_of(shape_key(text))
+    assert template is not None
+    number = bytes(byte for byte in text if 0x30 <= byte <= 0x39)
+    prefix, suffix = text.split(number)
+    for other in (b"0", b"42", b"9" * 32):
+        assert template.fits(prefix + other + suffix)
+    for other in (b"", b"9" * 33, b"1.5", b"-1", b"1e5", b" 1", b"1 ", b"a", b"1a", b"0x1F", b"1;2", b"'1'"):
+        assert not template.fits(prefix + other + suffix)
+    assert not template.fits(b"x" + text)
+    assert not template.fits(text + b"x")
+    assert not template.fits(prefix)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"SELECT",
+        b"1",
+        b"SELECT 1, 2",
+        b"SELECT 1, 'a'",
+        b"SELECT 'a'",
+        b"SELECT -1",
+        b"SELECT 1-a",
+        b"SELECT 1.5.5",
+        b"SELECT a/1",
+        b"SELECT a.5",
+    ],
+)
+def test_a_shape_without_a_template(text: bytes) -> None:
+    shape = shape_key(text)
+    assert shape.count(NUMBER_MARK) != 1 or shape.count(STRING_MARK) or template_of(shape) is None
+    assert template_of(shape) is None
