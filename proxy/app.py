@@ -22,7 +22,7 @@ import uvloop
 import proxy
 from proxy.auth.key import Key
 from proxy.config import Config, ConfigError, from_environment, load, refuse_unavailable
-from proxy.errors import IdleInTransaction, KeyRevoked, ShuttingDown, SluiceError, reason
+from proxy.errors import IdleInTransaction, IdleSession, KeyRevoked, ShuttingDown, SluiceError, reason
 from proxy.http import server as http_server
 from proxy.logs import configure
 from proxy.observe.access_log import AccessLog
@@ -339,6 +339,8 @@ class Proxy:
                         self._key_changed(session.key.id, None)
                     elif session.stalled(now, served.idle_in_transaction):
                         session.fatal(IdleInTransaction())
+                    elif session.silent(now, served.client_idle):
+                        session.fatal(IdleSession())
                     elif (server := session.overdue(now, served.query_timeout)) is not None:
                         if session.pool is not None:
                             spawn(cancel_held(server, session.pool), "cancel a statement over its timeout")

@@ -15,6 +15,7 @@
         ├── QueryTimeout              57014
         ├── QueryCancelled            57014
         ├── IdleInTransaction         25P03
+        ├── IdleSession               57P05
         ├── ShuttingDown              57P01
         ├── KeyRevoked                57P01
         ├── UnknownDatabase           3D000
@@ -164,6 +165,14 @@ class IdleInTransaction(ClientError):
     sqlstate = "25P03"
     code = "IDLE_IN_TRANSACTION"
     default_message = "terminating connection due to idle-in-transaction timeout"
+
+
+class IdleSession(ClientError):
+    """A session asked nothing for longer than `timeouts.client_idle`."""
+
+    sqlstate = "57P05"
+    code = "CLIENT_IDLE"
+    default_message = "terminating connection due to idle-session timeout"
 
 
 class ShuttingDown(ClientError):

@@ -209,6 +209,8 @@ class Answering(SessionState):
         else:
             self.in_transaction = True
         if self.ending:
+            if self.last_words is not None:
+                self.fatal(self.last_words)
             self._end()
         elif self.waits != 0 or self.pending:
             self.waits &= ~FOR_IDLE

@@ -17,6 +17,9 @@ log = logging.getLogger(__name__)
 
 _TIMEOUT = 5.0
 
+_NOW = 1e-9
+"""A time to retire at that has always come."""
+
 
 async def cancel_session(sessions: Sessions, pid: int, secret: bytes) -> bool:
     """Cancel what the session `pid` does; False, and no server is touched, where `secret` is not its own.
@@ -39,20 +42,26 @@ async def cancel_held(server: Server, pool: Pool) -> None:
     """Cancel what `server` does for the session that holds it, and keep it from any other until that is done."""
     pool.stats.cancels += 1
     server.cancels += 1
+    done = False
     try:
-        await cancel_server(server)
+        done = await cancel_server(server)
     finally:
         server.cancels -= 1
+        if not done:
+            # It may yet arrive: nobody else gets this connection.
+            server.retire_at = _NOW
         if server.cancels == 0 and server.state == IDLE:
             pool.give_back(server, time.monotonic())
 
 
-async def cancel_server(server: Server) -> None:
+async def cancel_server(server: Server) -> bool:
     """Send a CancelRequest for `server` over a connection of its own, and wait until the server has taken it.
 
     The postmaster closes the connection when it has signalled the backend (manual, "Canceling Requests in
-    Progress"). One that does not get through is logged: the query then runs to its end.
+    Progress"). One that does not get through is logged: the query then runs to its end. Returns False where the
+    request was sent and may take effect at any time from now on.
     """
+    sent = False
     host, _, port = server.address.rpartition(":")
     request = (12 + len(server.secret)).to_bytes(4, "big") + CANCEL_REQUEST.to_bytes(4, "big")
     try:
@@ -61,9 +70,14 @@ async def cancel_server(server: Server) -> None:
                 reader, writer = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
             else:
                 reader, writer = await asyncio.open_connection(host, int(port))
-            writer.write(request + server.pid.to_bytes(4, "big") + server.secret)
-            with contextlib.suppress(ConnectionError):
-                await reader.read(1)
-            writer.close()
+            try:
+                writer.write(request + server.pid.to_bytes(4, "big") + server.secret)
+                sent = True
+                with contextlib.suppress(ConnectionError):
+                    await reader.read(1)
+            finally:
+                writer.close()
     except (OSError, TimeoutError) as error:
-        log.warning("cancel request to %s failed: %s", server.address, error)
+        log.warning("cancel request to %s failed: %s", server.address, str(error) or "no answer in time")
+        return not sent
+    return True

@@ -68,6 +68,10 @@ from proxy.wire.startup import StartupPacket, negotiate_version, parse_options, 
 log = logging.getLogger(__name__)
 
 _KEY_USER = "ctm_"
+
+_WORKER_BITS = 6
+"""Of a process id: 64 workers; the other 25 bits are random, as the whole secret is."""
+
 _HIDDEN_REPORTS = {
     b"in_hot_standby": b"off",
     b"default_transaction_read_only": b"off",
@@ -104,23 +108,33 @@ class Gate:
         return bucket
 
 
+def worker_of(pid: int) -> int:
+    """Return the number of the worker whose session was told the process id `pid`."""
+    return pid & (1 << _WORKER_BITS) - 1
+
+
 class Sessions:
     """All sessions of this process by the process id that their clients were told."""
 
-    def __init__(self, abandoned: Callable[[Server], None]) -> None:
+    def __init__(self, abandoned: Callable[[Server], None], worker: int = 0) -> None:
         self.by_pid: dict[int, Session] = {}
         self._abandoned = abandoned
+        self._worker = worker
 
     def __len__(self) -> int:
         return len(self.by_pid)
 
-    def add(self, session: Session) -> None:
-        """Enter `session` under a new process id, with a secret for cancel requests."""
-        pid = secrets.randbelow(2**31 - 1) + 1
-        while pid in self.by_pid:
-            pid = secrets.randbelow(2**31 - 1) + 1
+    def add(self, session: Session, minor: int = 0) -> None:
+        """Enter `session` under a new process id, with a secret for cancel requests.
+
+        `minor` is the protocol's minor version: a secret has 4 bytes before 3.2, and 32 from then on, as
+        PostgreSQL's. The process id tells which worker holds the session, see worker_of.
+        """
+        pid = 0
+        while pid == 0 or pid in self.by_pid:
+            pid = secrets.randbits(31 - _WORKER_BITS) << _WORKER_BITS | self._worker
         session.pid = pid
-        session.secret = secrets.token_bytes(4)
+        session.secret = secrets.token_bytes(32 if minor >= 2 else 4)
         session.on_end = self._ended
         session.on_abandon = self._abandoned
         self.by_pid[pid] = session
@@ -209,7 +223,7 @@ class ClientLogin(asyncio.Protocol):
                 if again is None or not again.valid(time.time()):
                     # Revoked while it logged in: nobody could close a session that was not there yet.
                     raise InvalidApiKey(_why_not(again))
-            self._start(session, reports, database)
+            self._start(session, reports, database, startup.spoken)
         except ClientError as error:
             self._refused(startup, key_id, error)
         except (TimeoutError, ConnectionError):
@@ -272,9 +286,9 @@ class ClientLogin(asyncio.Protocol):
         user = startup.parameters.get("user", "")
         if not user:
             raise MissingApiKey()
-        if startup.minor > 0 or any(name.startswith("_pq_.") for name in startup.parameters):
-            unknown = [name for name in startup.parameters if name.startswith("_pq_.")]
-            self._write(negotiate_version(0, unknown))
+        unknown = [name for name in startup.parameters if name.startswith("_pq_.")]
+        if unknown or startup.minor > startup.spoken:
+            self._write(negotiate_version(startup.spoken, unknown))
         scram_allowed = "scram-sha-256" in self._gate.methods
         password_allowed = "password" in self._gate.methods and self._local
         if user.startswith(_KEY_USER) and scram_allowed:
@@ -369,12 +383,12 @@ class ClientLogin(asyncio.Protocol):
         )
         return session, reports
 
-    def _start(self, session: Session, reports: dict[bytes, bytes], database: Database) -> None:
+    def _start(self, session: Session, reports: dict[bytes, bytes], database: Database, minor: int) -> None:
         """Hand the connection over to the session."""
         if self._closed or self._transport is None:
             return
         self._check_room()
-        self._gate.sessions.add(session)
+        self._gate.sessions.add(session, minor)
         session.reported = reports
         greeting = [AUTH_OK]
         greeting += [parameter_status(name, value) for name, value in reports.items()]

@@ -102,6 +102,7 @@ class Served:
             self.keys = KeyStore(self._fetch_key, config.auth.cache_ttl, time.monotonic)
         self.query_timeout = settings.timeouts.query
         self.idle_in_transaction = settings.timeouts.idle_in_transaction
+        self.client_idle = settings.timeouts.client_idle
         self._logs_to_table = config.access_log.sinks.count("table") > 0
         self._functions: frozenset[tuple[str, str, str]] = frozenset()
         self._listens = config.auth.keys == "database"
@@ -136,6 +137,7 @@ class Served:
         """Take over limits and timeouts; returns False if something else changed too, which needs a restart."""
         self.query_timeout = settings.timeouts.query
         self.idle_in_transaction = settings.timeouts.idle_in_transaction
+        self.client_idle = settings.timeouts.client_idle
         for pool in self.pools():
             wanted = settings.pools.get(pool.name)
             if wanted is not None:

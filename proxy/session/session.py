@@ -119,7 +119,7 @@ class Session(Lending):
         try:
             pos = self._messages(data, now)
         except ProtocolViolation as error:
-            self.fatal(error)
+            self._terminate(error)
             return
         if not self.ended and pos < len(data):
             # A message that was put behind stands before what came after it.

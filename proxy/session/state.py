@@ -34,14 +34,13 @@ from proxy.session.database import Database
 from proxy.session.sending import Writer
 from proxy.session.unit import Unit
 from proxy.transport.outlet import Outlet
-from proxy.upstream.errand import Rollback
 from proxy.upstream.pool import Pool
 from proxy.upstream.server import Borrower, Server
 from proxy.wire.codes import IDLE as STATUS_IDLE
 from proxy.wire.messages import (
     error_response,
 )
-from proxy.wire.replies import FORWARD
+from proxy.wire.replies import FORWARD, Reply
 
 # What a session waits for, as bits.
 FOR_SERVER: Final[i64] = 1  # a server connection
@@ -113,10 +112,17 @@ class SessionState(Borrower):
         self.last_write: float = 0.0
         self.touched: dict[str, bool] = {}
         self.read_back_row: list[bytes | None] = []
+        # Nothing more is taken in; it ends when all is answered, with a FATAL error where there is one.
         self.ending = False
+        self.last_words: ClientError | None = None
         self.ended = False
         self.waiting_since: float = 0.0
         self.active_at: float = 0.0
+        # For the supervisor, who looks now and then: the statement that was under way, since when, as far as is
+        # known, and when something last was.
+        self.watched: Reply | None = None
+        self.watched_since: float = 0.0
+        self.busy_at: float = 0.0
         self.pid = 0
         self.secret = b""
         # Told when it ends; and of a server connection that still works for it then.
@@ -154,28 +160,52 @@ class SessionState(Borrower):
         server = self.server
         if limit <= 0.0 or server is None:
             return None
-        head = server.replies.head
-        if head is None or head.mode != FORWARD or head.sent_at == 0.0 or now - head.sent_at <= limit:
+        statement = head = server.replies.head
+        while statement is not None and (statement.mode != FORWARD or statement.sent_at == 0.0):
+            # A Parse or Bind in front may be what takes the time: it waits for locks too.
+            statement = statement.next
+        if statement is not self.watched:
+            # What was pipelined behind another statement began when that one ended, at the last look at the earliest.
+            began_behind = self.watched is not None
+            self.watched = statement
+            if statement is not None:
+                since = statement.sent_at
+                self.watched_since = self.busy_at if began_behind and self.busy_at > since else since
+        if statement is None or head is None:
             return None
-        if head.cancelled_as:
+        self.busy_at = now
+        if now - self.watched_since <= limit or statement.cancelled_as:
             return None
         error = QueryTimeout(extra=f"query_timeout={limit:g}s")
-        head.cancelled_as = error_response(error)
-        head.code = error.code.encode()
+        for reply in (head, statement):
+            reply.cancelled_as = error_response(error)
+            reply.code = error.code.encode()
         return server
 
     def stalled(self, now: float, limit: float) -> bool:
         """Tell whether an open transaction has stood idle for more than `limit` seconds (0 for no limit)."""
         server = self.server
-        if limit <= 0.0 or server is None or server.replies.head is not None:
+        if limit <= 0.0 or (not self.in_transaction and not self.awaits_sync):
             return False
-        if not self.in_transaction and not self.awaits_sync:
+        if server is None:
+            return now - self.active_at > limit and self.held_unit is None
+        if server.replies.head is not None:
             return False
         return now - self.active_at > limit and now - server.last_byte_at > limit
 
+    def silent(self, now: float, limit: float) -> bool:
+        """Tell whether a session outside a transaction has asked nothing for `limit` seconds (0 for no limit)."""
+        if limit <= 0.0:
+            return False
+        server = self.server
+        busy = self.in_transaction or self.awaits_sync or self.held_unit is not None or bool(self.pending)
+        if busy or (server is not None and not server.replies.empty):
+            self.busy_at = now
+        return now - self.active_at > limit and now - self.busy_at > limit
+
     def idle(self) -> bool:
         """Tell whether the session has nothing under way, so that a drain may end it."""
-        return self.server is None and self.held_unit is None and not self.pending
+        return self.server is None and self.held_unit is None and not self.pending and not self.in_transaction
 
     def fatal(self, error: ClientError) -> None:
         """Tell the client why, and end the session."""
@@ -184,8 +214,11 @@ class SessionState(Borrower):
         self.outlet.write(error_response(error, True))
         self._end()
 
-    def _terminate(self) -> None:
-        """End in good order: what stands before the Terminate completes, what stands behind it is dropped."""
+    def _terminate(self, error: ClientError | None = None) -> None:
+        """End in good order: what stands before the Terminate completes, what stands behind it is dropped.
+
+        With `error` the client is told that in its turn.
+        """
         server = self.server
         if (
             server is not None
@@ -193,9 +226,12 @@ class SessionState(Borrower):
             and (not self.awaits_sync or self.query_is_last)
         ):
             self.ending = True
+            self.last_words = error
             self._pause_reading()
-            return
-        self._end()
+        elif error is not None:
+            self.fatal(error)
+        else:
+            self._end()
 
     def _end(self) -> None:
         """Close the client's connection and leave the server's in order."""
@@ -229,7 +265,7 @@ class SessionState(Borrower):
         if was_pinned:
             server.unclean = was_pinned
         if server.replies.status != STATUS_IDLE:
-            Rollback(server, pool.give_back).start()
+            pool.roll_back(server, now)
         else:
             pool.give_back(server, now)
 

@@ -18,6 +18,12 @@ _BACKLOG: Final = 1024
 _AT_ONCE: Final = 64
 """Connections accepted in one go, before the sessions there are get their turn."""
 
+_KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
+"""Seconds of silence, seconds between probes, and how many: a peer that is gone is noticed within a minute."""
+
+_OPEN_TO_ALL: Final = 0o777
+"""As PostgreSQL's unix_socket_permissions: everybody may connect, and has to show a key."""
+
 _PAUSE: Final = 0.2
 """Seconds until accepting is tried again where there was no descriptor or memory for a connection."""
 
@@ -52,11 +58,17 @@ async def _connected(family: int, address: object) -> socket.socket:
 
 
 def tune(sock: socket.socket) -> None:
-    """Set what every connection of the proxy's has: no delay for small messages, keepalive."""
+    """Set what every connection of the proxy's has: no delay for small messages, keepalive.
+
+    TCP_USER_TIMEOUT is left alone: Linux also counts the time in which a peer that is well takes nothing (a pager,
+    a COPY that waits for a lock), and would cut it off.
+    """
     sock.setblocking(False)
     if sock.family != socket.AF_UNIX:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _KEEPALIVE:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 async def listening(host: str, port: int) -> list[socket.socket]:
@@ -96,6 +108,7 @@ def listening_at(path: Path) -> socket.socket:
         if path.is_socket() and not _answers(path):
             path.unlink()
         sock.bind(str(path))
+        path.chmod(_OPEN_TO_ALL)
         sock.listen(_BACKLOG)
         sock.setblocking(False)
     except BaseException:

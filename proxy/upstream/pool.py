@@ -14,11 +14,11 @@ from mypy_extensions import i64
 
 from proxy.errors import ClientError, PoolExhausted
 from proxy.observe.stats import PoolStats
-from proxy.upstream.errand import Reset
+from proxy.upstream.errand import Reset, Rollback
 from proxy.upstream.server import CLOSED, IDLE, Borrower, Server
 
 RESET_TIMEOUT: Final = 5.0
-"""Seconds that a reset may take; it does no work that should take longer than the round trip."""
+"""Seconds that a reset or rollback may take; it does no work that should take longer than the round trip."""
 
 
 @final
@@ -234,6 +234,15 @@ class Pool:
         """Take back a connection whose DISCARD ALL was confirmed."""
         self.resetting.pop(server, None)
         server.forget_session()
+        self.give_back(server, now)
+
+    def roll_back(self, server: Server, now: float) -> None:
+        """Take back a connection whose borrower left a transaction open."""
+        self.resetting[server] = now
+        Rollback(server, self._rolled_back).start()
+
+    def _rolled_back(self, server: Server, now: float) -> None:
+        self.resetting.pop(server, None)
         self.give_back(server, now)
 
     def maintain(self, now: float) -> None:

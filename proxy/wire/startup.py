@@ -14,6 +14,9 @@ from proxy.errors import ProtocolViolation
 from proxy.wire.codes import CANCEL_REQUEST, GSSENC_REQUEST, MAX_STARTUP, SSL_REQUEST
 from proxy.wire.messages import message
 
+NEWEST_MINOR: Final = 2
+"""The newest version is 3.2, of PostgreSQL 18: cancel keys may be longer than 4 bytes."""
+
 _PROTOCOL_3: Final = 3
 _TLS_CLIENT_HELLO: Final = 0x16
 
@@ -42,6 +45,11 @@ class StartupPacket:
     def minor(self) -> int:
         """Return the minor version that the client asks for."""
         return self.code & 0xFFFF
+
+    @property
+    def spoken(self) -> int:
+        """Return the minor version that is spoken with the client: what it asks for, 2 at most."""
+        return min(self.minor, NEWEST_MINOR)
 
 
 def read_startup(data: bytes) -> StartupPacket | None:
@@ -77,7 +85,7 @@ def read_startup(data: bytes) -> StartupPacket | None:
         packet.parameters = _parameters(data[8:length])
     else:
         raise ProtocolViolation(
-            f"unsupported frontend protocol {code >> 16}.{code & 0xFFFF}: this server supports 3.0"
+            f"unsupported frontend protocol {code >> 16}.{code & 0xFFFF}: this server supports 3.0 to 3.2"
         )
     return packet
 

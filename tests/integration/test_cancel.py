@@ -51,7 +51,7 @@ def test_psql_cancels_at_an_interrupt(writer: Login, installation: Installation)
             psql.stdin.write("SELECT 'begun';\nSELECT pg_sleep(30);\nSELECT 'goes on';\n\\q\n")
             psql.stdin.flush()
             # psql ends without a cancel request when it is interrupted between two statements.
-            wait_until(lambda: _sleepers(installation) == 1, message="the statement runs")
+            wait_until(lambda: sleepers(installation) == 1, message="the statement runs")
             psql.send_signal(signal.SIGINT)
             output, errors = psql.communicate(timeout=15)
         finally:
@@ -105,16 +105,16 @@ async def test_a_client_that_vanishes_has_its_statement_cancelled(
     # Without Terminate: what stands before that would be completed.
     with socket.socket(fileno=os.dup(connection.pgconn.socket)) as line:
         line.shutdown(socket.SHUT_RDWR)
-    await soon(lambda: _sleepers(installation) == 0, message="the statement is cancelled")
+    await soon(lambda: sleepers(installation) == 0, message="the statement is cancelled")
     await connection.close()
 
 
 async def _sleeping(installation: Installation) -> None:
     """Wait until a statement runs: a cancel request that comes before it has nothing to stop."""
-    await soon(lambda: _sleepers(installation) == 1, message="the statement runs")
+    await soon(lambda: sleepers(installation) == 1, message="the statement runs")
 
 
-def _sleepers(installation: Installation) -> int:
+def sleepers(installation: Installation) -> int:
     """Count the waits in pg_sleep on all servers; the pools' logins don't show their statements."""
     count = 0
     for server in installation.cluster.servers:

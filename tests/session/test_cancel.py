@@ -165,6 +165,26 @@ async def test_a_cancel_that_does_not_get_through_is_logged(
     assert rig.world.backends[0].server.cancels == 0
 
 
+async def test_a_connection_whose_cancel_may_still_arrive_is_not_used_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.session.cancel._TIMEOUT", 0.05)
+    hangs = asyncio.Event()
+
+    async def hang(_: bytes) -> None:
+        rig.world.settle()
+        await hangs.wait()
+
+    async with postmaster([], hang) as address:
+        client = rig.working(address)
+        assert await rig.cancel(client)
+        hangs.set()
+    rig.world.settle()
+    assert kinds(client.take()) == "T D C ZI"
+    assert rig.world.backends[0].terminated
+    assert rig.world.pool("readonly").size == 0
+
+
 async def test_a_cancel_goes_to_a_unix_socket(rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> None:
     directory = tmp_path_factory.mktemp("s")
     heard: list[bytes] = []

@@ -237,10 +237,21 @@ async def test_a_flood_before_the_login_is_not_read(door: Door) -> None:
 
 
 async def test_a_newer_minor_version_and_unknown_options_are_negotiated(door: Door) -> None:
-    caller = door.knock()
-    came = await caller.say(packed(b"user\0anyone\0database\0app\0_pq_.new\0" + b"1\0", 196610))
-    assert kinds(came) == "v R"
-    assert split(came)[0][5:] == struct.pack("!ii", 196608, 1) + b"_pq_.new\0"
+    parameters = b"user\0anyone\0database\0app\0"
+    for asked, options, spoken in (
+        (3 << 16 | 9999, b"", 3 << 16 | 2),
+        (3 << 16 | 2, b"_pq_.new\0", 3 << 16 | 2),
+        (3 << 16, b"_pq_.new\0", 3 << 16),
+    ):
+        came = await door.knock().say(packed(parameters + (options + b"1\0" if options else b""), asked))
+        assert kinds(came) == "v R"
+        assert split(came)[0][5:] == struct.pack("!ii", spoken, bool(options)) + options
+
+
+@pytest.mark.parametrize("minor", [0, 1, 2])
+async def test_a_version_that_is_spoken_is_not_negotiated(door: Door, minor: int) -> None:
+    came = await door.knock().say(packed(b"user\0anyone\0database\0app\0", 3 << 16 | minor))
+    assert kinds(came) == "R"
 
 
 async def test_a_cancel_request_is_passed_on_and_closed(door: Door) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 
 import pytest
 
 from proxy.errors import UpstreamUnavailable
+from proxy.session.client import Sessions, worker_of
 from tests.session.door import (
     Door,
     key_id,
@@ -14,7 +16,8 @@ from tests.session.door import (
     startup,
     whole,
 )
-from tests.session.frontend import error, kinds, message, query
+from tests.session.fakes import World
+from tests.session.frontend import error, kinds, message, query, split
 
 
 @pytest.fixture
@@ -179,3 +182,30 @@ async def test_sessions_of_one_key_share_its_rate(door: Door) -> None:
         await caller.scram(key_id("alice"), whole("alice"))
     assert kinds(await callers[0].say(query("SELECT 1"))) == "T D C ZI"
     assert kinds(await callers[1].say(query("SELECT 1"))) == "E:53400 ZI"
+
+
+# -- cancel keys
+
+
+@pytest.mark.parametrize(("minor", "length"), [(0, 4), (1, 4), (2, 32), (9999, 32)])
+async def test_the_secret_is_as_long_as_the_protocol_allows(door: Door, minor: int, length: int) -> None:
+    caller = door.knock()
+    await caller.say(packed(b"user\0anyone\0database\0app\0", 3 << 16 | minor))
+    came = await caller.say(message(b"p", whole("alice").encode() + b"\0"))
+    key = next(each for each in split(came) if each[:1] == b"K")
+    session = caller.session()
+    assert key[5:] == struct.pack("!i", session.pid) + session.secret
+    assert len(session.secret) == length
+
+
+def test_a_process_id_tells_the_worker_and_nothing_else() -> None:
+    world = World()
+    pids = set()
+    for worker in (0, 1, 63):
+        sessions = Sessions(world.abandoned.append, worker)
+        for _ in range(100):
+            session = world.client().session
+            sessions.add(session)
+            assert 0 < session.pid < 2**31 and worker_of(session.pid) == worker
+            pids.add(session.pid >> 6)
+    assert len(pids) > 290, "they are drawn at random"

@@ -6,6 +6,7 @@ from tests.session.conftest import Clock
 from tests.session.fakes import World
 from tests.session.frontend import (
     FLUSH,
+    SYNC,
     TERMINATE,
     bind,
     error,
@@ -148,6 +149,78 @@ def test_a_statement_over_its_time_is_told_so_when_its_cancel_takes_effect(clock
     answer = client.take()
     assert kinds(answer) == "E:57014 ZI"
     assert error(answer)["D"] == "QUERY_TIMEOUT: query_timeout=5s"
+
+
+def test_a_parse_or_bind_that_waits_counts_for_its_statement(clock: Clock) -> None:
+    world = World()
+    client = world.client()
+    client.ask(query("SELECT 0"))
+    client.send(parse("", "SELECT 1"), bind(), execute(), SYNC)
+    (backend,) = world.backends
+    session = client.session
+    assert session.overdue(clock.now + 5.0, 5.0) is None
+    assert session.overdue(clock.now + 5.1, 5.0) is backend.server
+    backend.fails["SELECT 1"] = "57014"
+    world.settle()
+    answer = client.take()
+    assert kinds(answer) == "E:57014 ZI"
+    assert error(answer)["D"] == "QUERY_TIMEOUT: query_timeout=5s"
+
+
+def test_a_pipelined_statement_has_its_own_time(clock: Clock) -> None:
+    world = World()
+    client = world.client()
+    client.ask(query("SELECT 0"))
+    client.send(query("SELECT 1"), query("SELECT 2"))
+    (backend,) = world.backends
+    session = client.session
+    start = clock.now
+    assert session.overdue(start + 4.0, 5.0) is None
+    backend.answer(1)
+    assert kinds(client.take()) == "T D C ZI"
+    assert session.overdue(start + 6.0, 5.0) is None, "the second began at second 4 at the earliest"
+    assert session.overdue(start + 9.1, 5.0) is backend.server
+    backend.fails["SELECT 2"] = "57014"
+    world.settle()
+    assert error(client.take())["D"] == "QUERY_TIMEOUT: query_timeout=5s"
+
+
+def test_a_session_that_asks_nothing_is_silent(clock: Clock) -> None:
+    world = World()
+    client = world.client()
+    session = client.session
+    client.ask(query("SELECT 0"))
+    start = clock.now
+    assert not session.silent(start + 60.0, 60.0)
+    assert session.silent(start + 60.1, 60.0)
+    assert not session.silent(start + 60.1, 0.0)
+    client.send(query("SELECT 1"))
+    assert not session.silent(start + 100.0, 60.0), "it waits for its answer"
+    world.settle()
+    assert not session.silent(start + 160.0, 60.0)
+    assert session.silent(start + 160.1, 60.0)
+    client.ask(query("BEGIN"))
+    assert not session.silent(start + 300.0, 60.0), "that is idle_in_transaction's"
+
+
+def test_a_violation_behind_queries_is_told_in_its_turn(world: World) -> None:
+    client = world.client()
+    client.send(query(INSERT), query("SELECT 1"), b"!\0\0\0\4", query("DELETE FROM t"))
+    assert not client.closed()
+    world.settle()
+    assert kinds(client.take()) == "C ZI T D C ZI FATAL:08P01"
+    assert client.closed()
+    assert world.of("primary")[0].committed[1:] == [INSERT]
+    world.check()
+
+
+def test_a_violation_behind_a_flush_ends_at_once(world: World) -> None:
+    client = world.client()
+    client.ask(parse("", INSERT), bind(), execute(), FLUSH)
+    client.send(b"!\0\0\0\4")
+    assert kinds(client.take()) == "FATAL:08P01"
+    assert client.closed()
+    assert INSERT not in world.backends[0].committed
 
 
 def test_a_transaction_that_stands_idle_is_stalled(clock: Clock) -> None:

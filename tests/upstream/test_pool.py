@@ -395,3 +395,27 @@ def test_a_returned_connection_reads_again() -> None:
     server.pause_reading()
     rig.release(user)
     assert isinstance(server.transport, FakeTransport) and not server.transport.paused
+
+
+def test_a_transaction_left_behind_is_rolled_back_then_reset() -> None:
+    rig = Rig(limits(1))
+    rig.take("alice")
+    server = rig.open()
+    server.replies.status = 0x54
+    rig.pool.roll_back(server, 10.0)
+    assert written(server) == query(b"ROLLBACK") and rig.pool.idle_count == 0
+    server.data_received(message(b"C", b"ROLLBACK\0") + message(b"Z", b"I"))
+    confirm(server)
+    assert rig.pool.idle_count == 1 and not rig.pool.resetting
+
+
+def test_a_rollback_that_takes_too_long_closes_the_connection() -> None:
+    rig = Rig(limits(1))
+    rig.take("alice")
+    server = rig.open()
+    server.replies.status = 0x54
+    rig.pool.roll_back(server, 10.0)
+    rig.pool.maintain(10.0 + RESET_TIMEOUT)
+    assert server.state != CLOSED
+    rig.pool.maintain(10.1 + RESET_TIMEOUT)
+    assert server.state == CLOSED and not rig.pool.resetting
