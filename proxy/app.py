@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import uvloop
@@ -345,8 +346,8 @@ class Proxy:
                         if session.pool is not None:
                             spawn(cancel_held(server, session.pool), "cancel a statement over its timeout")
 
-    async def _copy_access_log(self, rows: bytes) -> None:
-        await next(iter(self.served.values())).copy_access_log(rows)
+    async def _copy_access_log(self, payload: Iterable[memoryview]) -> None:
+        await next(iter(self.served.values())).copy_access_log(payload)
 
 
 def _cancel_abandoned(server: Server) -> None:

@@ -14,7 +14,7 @@ import contextlib
 import logging
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, Protocol
 
 from proxy import tasks
@@ -253,14 +253,14 @@ class Sink:
 class AccessLog:
     """Owns the buffer that sessions record into, and empties it into the sinks.
 
-    `copy` gets the whole payload of a binary COPY into sluice.api_access_logs, and returns when it is
+    `copy` gets the pieces of a whole binary COPY into sluice.api_access_logs, and returns when it is
     committed; the partitions are its caller's matter. `lines_fd` is where JSON lines go. None leaves a sink
     out; without any, the buffer records nothing. `flush_interval` is in seconds.
     """
 
     def __init__(
         self,
-        copy: Callable[[bytes], Awaitable[None]] | None,
+        copy: Callable[[Iterable[memoryview]], Awaitable[None]] | None,
         lines_fd: int | None,
         statements: str = "normalized",
         flush_interval: float = 0.5,

@@ -17,6 +17,9 @@ from mypy_extensions import i64
 # The signature, 32 bits of flags and the length of the header's extension (manual, COPY, "File Header").
 _HEADER: Final = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
 _TRAILER: Final = b"\xff\xff"
+# Bytes of a CopyData message: they are copied into the message and from there into the socket while the
+# processor's cache still has them.
+_PIECE: Final = 65_536
 
 # Name and type of each column of sluice.api_access_logs, in their order there.
 COLUMNS: Final = [
@@ -63,9 +66,11 @@ _runs: Final[dict[bytes, bytes]] = {}
 _seconds: Final[dict[int, str]] = {}
 
 
-def copy_payload(rows: bytes) -> bytes:
-    """Return what COPY … FROM STDIN (FORMAT binary) takes: `rows` between header and trailer."""
-    return _HEADER + rows + _TRAILER
+def copy_payload(rows: bytes) -> list[memoryview]:
+    """Return what COPY … FROM STDIN (FORMAT binary) takes, in pieces: `rows` between header and trailer."""
+    whole = memoryview(rows)
+    middle = [whole[start : start + _PIECE] for start in range(0, len(rows), _PIECE)]
+    return [memoryview(_HEADER), *middle, memoryview(_TRAILER)]
 
 
 def cut(rows: bytes, start: i64, size: i64) -> i64:

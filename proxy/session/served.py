@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from proxy import config as model
@@ -169,9 +169,9 @@ class Served:
         serves = self.cluster.primary is not None or bool(self.cluster.replicas)
         return serves and (not self._signed or self.database.signer is not None)
 
-    async def copy_access_log(self, rows: bytes) -> None:
+    async def copy_access_log(self, payload: Iterable[memoryview]) -> None:
         """Write records to sluice.api_access_logs on the primary."""
-        await self._primary_control().copy_rows("api_access_logs", rows)
+        await self._primary_control().copy_rows("api_access_logs", payload)
 
     # -- what is kept current
 

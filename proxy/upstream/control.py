@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import asyncpg
 
@@ -77,17 +77,17 @@ class Control:
         finally:
             connection.terminate()
 
-    async def copy_rows(self, table: str, rows: bytes) -> None:
-        """Append `rows`, a whole binary COPY stream, to sluice.`table`.
+    async def copy_rows(self, table: str, payload: Iterable[memoryview]) -> None:
+        """Append the rows of `payload`, a whole binary COPY stream in pieces, to sluice.`table`.
 
         Raises what asyncpg raises, for its SQLSTATE tells whether trying again makes sense.
         """
         try:
             async with self.connection() as connection:
-                # asyncpg would read a file object in a thread; a generator costs half of that.
-                await connection.copy_to_table(
-                    table, schema_name="sluice", source=_once(rows), format="binary"
-                )
+                # asyncpg would read a file object in a thread; a generator costs half of that. Its messages
+                # take any buffer, although it asks for bytes.
+                source = cast("AsyncIterator[bytes]", _each(payload))
+                await connection.copy_to_table(table, schema_name="sluice", source=source, format="binary")
         except UpstreamUnavailable as error:
             raise (error.__cause__ or error) from None
 
@@ -111,8 +111,9 @@ class Control:
             raise UpstreamUnavailable(extra=f"host={self.host}:{self.port}: {describe(error)}") from error
 
 
-async def _once(data: bytes) -> AsyncIterator[bytes]:
-    yield data
+async def _each(pieces: Iterable[memoryview]) -> AsyncIterator[memoryview]:
+    for piece in pieces:
+        yield piece
 
 
 def describe(error: BaseException) -> str:

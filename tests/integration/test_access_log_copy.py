@@ -57,7 +57,8 @@ async def database_of(cluster: Cluster, encoding: str) -> AsyncIterator[asyncpg.
 async def copy(connection: asyncpg.Connection[Any], rows: bytes) -> None:
     # asyncpg takes bytes for a path, and reads a file in another thread.
     async def source() -> AsyncIterator[bytes]:
-        yield copy_payload(rows)
+        for piece in copy_payload(rows):
+            yield bytes(piece)
 
     await connection.copy_to_table("logs", source=source(), format="binary")
 

@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 import pytest
 
@@ -225,8 +225,8 @@ class TestAccessLog:
         payloads: list[bytes] = []
         arrived = asyncio.Event()
 
-        async def copy(payload: bytes) -> None:
-            payloads.append(payload)
+        async def copy(payload: Iterable[memoryview]) -> None:
+            payloads.append(b"".join(payload))
             arrived.set()
 
         access_log = AccessLog(copy, None, flush_interval=0.001)
@@ -236,7 +236,7 @@ class TestAccessLog:
         access_log.buffer.event("login", 2.0, SESSION, "second")
         await access_log.close()
         bodies = [payload[19:-2] for payload in payloads]
-        assert payloads == [copy_payload(body) for body in bodies]
+        assert payloads == [b"".join(copy_payload(body)) for body in bodies]
         assert [row["reason"] for row in decode(b"".join(bodies))] == ["first", "second"]
         assert [sink.written for sink in access_log.sinks] == [2]
 
@@ -244,8 +244,8 @@ class TestAccessLog:
         table = Table()
         arrived = asyncio.Event()
 
-        async def copy(payload: bytes) -> None:
-            await table.deliver(payload[19:-2])
+        async def copy(payload: Iterable[memoryview]) -> None:
+            await table.deliver(b"".join(payload)[19:-2])
             arrived.set()
 
         access_log = AccessLog(copy, None, flush_interval=3600.0)
@@ -260,8 +260,8 @@ class TestAccessLog:
         reader, writer = os.pipe()
         table = Table()
 
-        async def copy(payload: bytes) -> None:
-            await table.deliver(payload[19:-2])
+        async def copy(payload: Iterable[memoryview]) -> None:
+            await table.deliver(b"".join(payload)[19:-2])
 
         access_log = AccessLog(copy, writer, flush_interval=3600.0)
         access_log.start()
@@ -283,8 +283,8 @@ class TestAccessLog:
     async def test_new_ids_follow_each_flush(self) -> None:
         table: list[bytes] = []
 
-        async def copy(payload: bytes) -> None:
-            table.append(payload[19:-2])
+        async def copy(payload: Iterable[memoryview]) -> None:
+            table.append(b"".join(payload)[19:-2])
 
         access_log = AccessLog(copy, None, flush_interval=3600.0)
         access_log.start()
@@ -299,8 +299,8 @@ class TestAccessLog:
     async def test_the_event_loop_goes_on_while_the_database_is_away(self) -> None:
         table = Table(*[ConnectionRefusedError()] * 5)
 
-        async def copy(payload: bytes) -> None:
-            await table.deliver(payload[19:-2])
+        async def copy(payload: Iterable[memoryview]) -> None:
+            await table.deliver(b"".join(payload)[19:-2])
 
         access_log = AccessLog(copy, None, flush_interval=0.001, retry_delay=0.0)
         access_log.start()

@@ -41,8 +41,15 @@ def test_the_columns_are_the_table() -> None:
 
 
 def test_a_payload_is_framed_as_the_manual_says() -> None:
-    payload = copy_payload(b"rows")
+    payload = b"".join(copy_payload(b"rows"))
     assert payload == b"PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00rows\xff\xff"
+
+
+def test_a_payload_comes_in_pieces() -> None:
+    rows = bytes(range(256)) * 1024
+    pieces = copy_payload(rows)
+    assert b"".join(pieces)[19:-2] == rows
+    assert max(len(piece) for piece in pieces) == 65_536
 
 
 def test_rows_are_counted() -> None:
