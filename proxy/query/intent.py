@@ -95,5 +95,7 @@ class Intent:
         self.fingerprint: Final = fingerprint
         # The text with each literal as $n, or "<not parsed: N bytes, sha256 16-hex>".
         self.normalized: Final = normalized
+        # RESET ALL or DISCARD ALL: the identity goes with everything else.
+        self.sweeps: Final = unclean == "RESET ALL" or unclean == "DISCARD ALL"
         # What every access record of this text shares, encoded; filled by the access log.
         self.log_part: bytes = b""

@@ -76,6 +76,19 @@ _REPORTED: Final = {
 }
 
 
+_WITHOUT_MEANING: Final = frozenset(
+    {
+        "application_name",
+        "idle_in_transaction_session_timeout",
+        "idle_session_timeout",
+        "lock_timeout",
+        "statement_timeout",
+        "transaction_timeout",
+    }
+)
+"""Parameters that change nothing in what a statement means."""
+
+
 @final
 class Profile:
     """Parameter values by lower-cased name, immutable and interned."""
@@ -83,6 +96,10 @@ class Profile:
     def __init__(self, values: tuple[tuple[str, str], ...]) -> None:
         self.values = values
         self.names = frozenset([name for name, _ in values])
+        # What of it a statement's meaning may depend on when it is parsed: its literals are folded then.
+        self.parse_key = "".join(
+            [f"\0{name}={value}" for name, value in values if name not in _WITHOUT_MEANING]
+        ).encode("utf-8", "replace")
 
     def get(self, name: str) -> str | None:
         """Return the value of `name`, None where the profile does not set it."""

@@ -2,6 +2,9 @@
 
 A client's name stands for a Statement; equal statements of all clients share one, whose name on the servers is
 made from an id that is never reused. Each server connection holds the statements it has seen.
+
+Literals are folded when a statement is parsed: '2020-01-01'::timestamptz is another instant under another
+TimeZone. So statements are equal only if text, parameter types and the session parameters they are parsed under are.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from typing import Final, final
 from mypy_extensions import i64
 
 from proxy.query.intent import Intent
+from proxy.query.parameters import Profile
 from proxy.wire.messages import parse
 
 MAX_BYTES: Final = 16 * 1024 * 1024
@@ -22,14 +26,21 @@ _OVERHEAD: Final = 400
 
 @final
 class Statement:
-    """One SQL text with its parameter types, under the name that servers know."""
+    """One SQL text with its parameter types, under the name that servers know.
 
-    def __init__(self, number: i64, sql: bytes, types: bytes, intent: Intent) -> None:
+    `profile` holds the session parameters under which it is parsed; None where they are not known, or where no other
+    session may share it.
+    """
+
+    def __init__(
+        self, number: i64, sql: bytes, types: bytes, intent: Intent, profile: Profile | None = None
+    ) -> None:
         self.number: i64 = number
         self.name: bytes = b"_sluice_%d" % number
         self.sql = sql
         self.types = types
         self.intent = intent
+        self.profile: Profile | None = profile
         self.parse_message: bytes = parse(self.name, sql, types)
         # It has run once: some server has taken it.
         self.proven = False
@@ -50,15 +61,21 @@ class StatementCache:
         self.shared: i64 = 0
         self._statements: dict[bytes, Statement] = {}
 
-    def get(self, sql: bytes, types: bytes, intent: Intent) -> Statement:
-        """Return the statement with this text and these types (count and OIDs as on the wire)."""
-        key = sql + b"\0" + types
+    def get(self, sql: bytes, types: bytes, intent: Intent, profile: Profile | None) -> Statement:
+        """Return the statement with this text and these types (count and OIDs as on the wire).
+
+        Without a `profile` it is a new one, which is shared with nobody.
+        """
+        if profile is None:
+            self.made += 1
+            return Statement(self.made, sql, types, intent)
+        key = sql + b"\0" + types + profile.parse_key
         known = self._statements.get(key)
         if known is not None and known.intent is intent:
             self.shared += 1
             return known
         self.made += 1
-        statement = Statement(self.made, sql, types, intent)
+        statement = Statement(self.made, sql, types, intent, profile)
         if known is None:
             self.bytes += 2 * len(key) + _OVERHEAD
         self._statements[key] = statement
@@ -67,3 +84,12 @@ class StatementCache:
             del self._statements[oldest]
             self.bytes -= 2 * len(oldest) + _OVERHEAD
         return statement
+
+    def renew(self) -> None:
+        """Share nothing that was made so far: tables have changed, and what is parsed from now on may differ.
+
+        Who has a statement keeps it, and learns from the server that its result has changed, as PostgreSQL has it;
+        who prepares the same text now gets a new one.
+        """
+        self._statements.clear()
+        self.bytes = 0

@@ -13,7 +13,7 @@ from proxy.errors import (
     UpstreamUnavailable,
 )
 from proxy.observe.record import route_part
-from proxy.query.intent import Intent
+from proxy.query.intent import DDL, Intent
 from proxy.query.prepared import Statement
 from proxy.session.collect import ClientStatements
 from proxy.session.sending import UNNAMED
@@ -23,6 +23,7 @@ from proxy.session.state import (
     FOR_READ_BACK,
     FOR_REPLIES,
     FOR_SOCKET,
+    FOR_SWEEP,
     SessionState,
 )
 from proxy.session.unit import Message
@@ -58,13 +59,17 @@ class Answering(SessionState):
         if server is None or pool is None or intent is None:
             return
         if reply.sqlstate:
+            self.waits &= ~FOR_SWEEP
             if self.prelude_under_way:
                 # What failed may have been the identity's own transaction: it is set again before the next unit.
                 server.renew_at = 0.0
             if reply.sqlstate == _PLAN_CHANGED and reply.statement is not None:
-                # "cached plan must not change result type": its table has changed since it was parsed here.
-                server.outdate(reply.statement)
+                # "cached plan must not change result type": its table has changed since it was parsed.
+                self.database.statements.renew()
         else:
+            if intent.kind == DDL:
+                self.defined = True
+                self.database.statements.renew()
             if intent.unclean:
                 self._swept(server, intent)
             if reply.statement is not None:
@@ -101,6 +106,7 @@ class Answering(SessionState):
 
     def _swept(self, server: Server, intent: Intent) -> None:
         """Follow a RESET ALL or DISCARD ALL that succeeded."""
+        self.waits &= ~FOR_SWEEP
         if intent.unclean == "DISCARD ALL":
             label = server.label
             server.forget_session()
@@ -122,18 +128,19 @@ class Answering(SessionState):
                 if not reply.name:
                     self._forget_unnamed()
                     return
-                self.statements.named.pop(reply.name, None)
+                self.statements.drop(reply.name)
                 if reply.prepares and reply.statement is not None and server is not None:
-                    server.statements.pop(reply.statement.number, None)
+                    server.drop(reply.statement)
             elif reply.kind == CLOSE and reply.name and reply.statement is not None:
-                self.statements.named[reply.name] = reply.statement
+                self.statements.drop(reply.name)
+                self.statements.put(reply.name, reply.statement)
             return
         subject = reply.subject
         if subject is UNNAMED:
             self._forget_unnamed()
         elif isinstance(subject, Statement) and server is not None:
             if reply.kind == PARSE:
-                server.statements.pop(subject.number, None)
+                server.drop(subject)
             else:
                 # The server has it still: it is closed before it is parsed again.
                 server.stale.add(subject.number)
@@ -198,6 +205,10 @@ class Answering(SessionState):
             statements = self.statements
             if statements.portals or statements.unnamed_portal is not None:
                 statements.end_transaction()
+            if self.defined:
+                # Others saw the old tables until now.
+                self.defined = False
+                self.database.statements.renew()
             if self.wrote:
                 self.wrote = False
                 self.last_write = now
@@ -218,6 +229,9 @@ class Answering(SessionState):
 
     def relieved(self) -> None:
         """Go on: the server owes few enough answers again."""
+        if self.waits & FOR_SWEEP != 0 and self.server is not None:
+            self.server.crowded = True
+            return
         self.waits &= ~FOR_REPLIES
         self.go_on(time.monotonic())
 

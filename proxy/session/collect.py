@@ -11,6 +11,7 @@ from mypy_extensions import i64
 
 from proxy.errors import ClientError, FeatureNotSupported, ProtocolViolation
 from proxy.query.cache import IntentCache
+from proxy.query.parameters import Profile
 from proxy.query.prepared import Statement, StatementCache
 from proxy.session.unit import Message
 from proxy.wire.codes import (
@@ -33,6 +34,9 @@ _STATEMENT: Final = 0x53  # S, as opposed to P for a portal
 
 MAX_STATEMENTS: Final = 10_000
 """Prepared statements that one client may name; each costs some 200 bytes beside its text, which is shared."""
+
+MAX_STATEMENT_BYTES: Final = 16 * 1024 * 1024
+"""Their texts together: they are shared, but for those that no other client uses."""
 
 MAX_PORTALS: Final = 10_000
 """Portals that one client may name within a transaction."""
@@ -62,16 +66,29 @@ class ClientStatements:
 
     def __init__(self) -> None:
         self.named: dict[bytes, Statement] = {}
+        self.named_bytes: i64 = 0
         self.unnamed: Statement | None = None
         # The last one that was unnamed: drivers send the same text again and again.
         self.last_unnamed: Statement | None = None
         self.last_generation: i64 = -1
+        self.last_profile: Profile | None = None
         self.portals: dict[bytes, Statement] = {}
         self.unnamed_portal: Statement | None = None
 
     def get(self, name: bytes) -> Statement | None:
         """Return the statement called `name`, b"" for the unnamed one."""
         return self.named.get(name) if name else self.unnamed
+
+    def put(self, name: bytes, statement: Statement) -> None:
+        """Call `statement` by `name`, which is free."""
+        self.named[name] = statement
+        self.named_bytes += len(statement.sql)
+
+    def drop(self, name: bytes) -> None:
+        """Free `name`."""
+        statement = self.named.pop(name, None)
+        if statement is not None:
+            self.named_bytes -= len(statement.sql)
 
     def end_transaction(self) -> None:
         """Forget the portals: they live no longer than their transaction."""
@@ -84,6 +101,7 @@ def read_message(
     statements: ClientStatements,
     intents: IntentCache,
     shared: StatementCache,
+    profile: Profile | None,
     kind: i64,
     data: bytes,
     start: i64,
@@ -91,6 +109,7 @@ def read_message(
 ) -> Message:
     """Return what the message at data[start:end] is about; `end` may lie behind the bytes at hand.
 
+    `profile` holds the parameters under which a Parse is parsed, None where they are not known.
     Names change provisionally: the reply queue undoes a Parse or Close that fails. Raises ProtocolViolation if
     the message is malformed.
     """
@@ -127,7 +146,7 @@ def read_message(
             message.intent = statement.intent
         return message
     if kind == FE_PARSE:
-        return _parse(statements, intents, shared, data, start, end)
+        return _parse(statements, intents, shared, profile, data, start, end)
     if kind == FE_DESCRIBE or kind == FE_CLOSE:
         owed: i64 = DESCRIBE if kind == FE_DESCRIBE else CLOSE
         name_end = cstring_end(data, body + 1, limit)
@@ -144,7 +163,7 @@ def read_message(
         message.name = name
         if kind == FE_CLOSE:
             if name:
-                statements.named.pop(name, None)
+                statements.drop(name)
             else:
                 statements.unnamed = None
         elif statement is None:
@@ -161,6 +180,7 @@ def _parse(
     statements: ClientStatements,
     intents: IntentCache,
     shared: StatementCache,
+    profile: Profile | None,
     data: bytes,
     start: i64,
     end: i64,
@@ -178,17 +198,22 @@ def _parse(
         if len(types) < 2 or (len(types) - 2) % 4 != 0:
             raise ProtocolViolation("invalid Parse message")
     statement = None if name else statements.last_unnamed
-    if statement is None or statement.sql != sql or statement.types != types:
-        statement = shared.get(sql, types, intents.lookup(sql))
-    if statements.last_generation != intents.generation:
+    if (
+        statement is None
+        or statement.sql != sql
+        or statement.types != types
+        or statements.last_profile is not profile
         # Functions have changed: what the statement was taken for may be wrong now.
-        statement = shared.get(sql, types, intents.lookup(sql))
+        or statements.last_generation != intents.generation
+    ):
+        statement = shared.get(sql, types, intents.lookup(sql), profile)
     message = Message(FE_PARSE, PARSE, data, start, end, statement)
     message.name = name
     if not name:
         statements.unnamed = statement
         statements.last_unnamed = statement
         statements.last_generation = intents.generation
+        statements.last_profile = profile
     elif name in statements.named:
         message.error = DuplicateStatement(f'prepared statement "{_readable(name)}" already exists')
     elif len(sql) > MAX_HELD:
@@ -198,8 +223,12 @@ def _parse(
         )
     elif len(statements.named) >= MAX_STATEMENTS:
         message.error = TooManyStatements(f"a client may have {MAX_STATEMENTS} prepared statements at most")
+    elif statements.named_bytes + len(sql) > MAX_STATEMENT_BYTES:
+        message.error = TooManyStatements(
+            f"a client's prepared statements may have {MAX_STATEMENT_BYTES} bytes at most"
+        )
     else:
-        statements.named[name] = statement
+        statements.put(name, statement)
     return message
 
 

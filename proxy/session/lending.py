@@ -13,9 +13,9 @@ from proxy.errors import (
 from proxy.query.intent import Intent
 from proxy.query.route import Route, choose
 from proxy.session.answering import Answering
-from proxy.session.sending import Writer, undo, write_prelude, write_unit
+from proxy.session.sending import Writer, undo, write_back, write_prelude, write_unit
 from proxy.session.settings import settings_for
-from proxy.session.state import FOR_CLIENT, FOR_IDLE, FOR_REPLIES, FOR_SERVER
+from proxy.session.state import FOR_CLIENT, FOR_IDLE, FOR_REPLIES, FOR_SERVER, FOR_SWEEP
 from proxy.session.unit import Unit
 from proxy.upstream.pool import Pool
 from proxy.upstream.server import Server
@@ -106,7 +106,7 @@ class Lending(Answering):
         route = choose(intent, key.can_write, key.is_admin, "", self.asked_pool, key.default_pool)
         if route.host_role == "primary":
             return route
-        if (unfinished and unit.reads_only) or not self.database.routing:
+        if (unfinished and not unit.begins) or not self.database.routing:
             # More may follow in the same implicit transaction, perhaps a write; or reads are not told apart.
             return choose(
                 self.database.unfinished, key.can_write, key.is_admin, "", self.asked_pool, key.default_pool
@@ -157,9 +157,9 @@ class Lending(Answering):
         ):
             if not self._prepare(server, unit, out, now):
                 return
-        sweeps = False
+        sweeps = unit.sweeps
         for intent in unit.special:
-            if intent.unclean == "RESET ALL" or intent.unclean == "DISCARD ALL":
+            if intent.sweeps:
                 sweeps = True
             error = self._before(server, intent)
             if error is not None:
@@ -168,7 +168,7 @@ class Lending(Answering):
                     first.error = error
                 break
         was_empty = server.replies.head is None
-        if not write_unit(server, unit, out, now, self.in_transaction):
+        if not write_unit(server, unit, out, now, self.in_transaction, not self.touched):
             # The rest of a long message that was not sent is not sent either.
             self.stream_to_server = False
         if not unit.reads_only:
@@ -181,7 +181,10 @@ class Lending(Answering):
         self.query_is_last = ended == FE_QUERY
         if ended != FE_QUERY:
             self.awaits_sync = ended != FE_SYNC
+        swept = unit.sweeps and self.awaits_sync and unit.refused is None
         unit.clear()
+        if swept:
+            self._write_back(server, out, now)
         out.write_to(server)
         if was_empty:
             server.replies.start()
@@ -208,9 +211,7 @@ class Lending(Answering):
             return False
         signer = database.signer
         if signer is not None and (now >= server.renew_at or server.label == ""):
-            expires = now + database.wall_offset + database.server_offset + database.token_ttl
-            claim = signer.sign(self.identity, server.pid, server.login, int(expires))
-            settings.append(("sluice.identity", claim))
+            settings.append(("sluice.identity", self._claim(server, now)))
             server.renew_at = now + database.token_ttl / 2
         elif signer is None:
             if database.signed:
@@ -223,6 +224,27 @@ class Lending(Answering):
             self.prelude_under_way = True
             write_prelude(server, settings, out)
         return True
+
+    def _write_back(self, server: Server, out: Writer, now: float) -> None:
+        """Restore identity and parameters behind a RESET ALL or DISCARD ALL whose Sync has not come.
+
+        What follows waits for the answer: its names and the server's statements may be gone.
+        """
+        settings = list(self.startup_profile.values)
+        claim = self._claim(server, now)
+        if claim:
+            settings.append(("sluice.identity", claim))
+        write_back(server, settings, out)
+        server.crowded = True
+        self.waits |= FOR_SWEEP
+
+    def _claim(self, server: Server, now: float) -> str:
+        """Return the session's signed identity for `server`, "" where identities are not signed."""
+        database = self.database
+        if database.signer is None:
+            return ""
+        expires = now + database.wall_offset + database.server_offset + database.token_ttl
+        return database.signer.sign(self.identity, server.pid, server.login, int(expires))
 
     def _reset_first(self, server: Server, unit: Unit, now: float) -> None:
         """Have the connection reset: it carries settings whose defaults are not known here."""
@@ -246,7 +268,7 @@ class Lending(Answering):
             pool.pinned += 1
             self.pinned = intent.pin
             pool.stats.pins.add(intent.pin)
-        if intent.unclean and intent.unclean != "RESET ALL" and intent.unclean != "DISCARD ALL":
+        if intent.unclean and not intent.sweeps:
             server.unclean = intent.unclean
         if intent.lasting:
             # DISCARD ALL would not take it away.

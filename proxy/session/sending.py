@@ -12,6 +12,7 @@ from mypy_extensions import i64
 
 from proxy.errors import ClientError
 from proxy.query.prepared import Statement
+from proxy.session.settings import settings_between
 from proxy.session.unit import Message, Unit
 from proxy.upstream.server import Server
 from proxy.wire.codes import FE_BIND, FE_CLOSE, FE_DESCRIBE, FE_EXECUTE, FE_FLUSH, FE_PARSE, FE_QUERY, FE_SYNC
@@ -22,6 +23,8 @@ from proxy.wire.messages import (
     SYNC,
     bind_renamed,
     bind_text,
+    close_portal,
+    close_statement,
     describe_renamed,
     error_response,
     execute,
@@ -30,6 +33,7 @@ from proxy.wire.messages import (
 )
 from proxy.wire.replies import (
     BIND,
+    CLOSE,
     EXECUTE,
     FAKE,
     FORWARD,
@@ -45,6 +49,9 @@ from proxy.wire.replies import SYNC as SYNC_REPLY
 
 _REFUSED: Final = b"_sluice_refused"
 """A statement and portal that never exist: binding it is an error for certain, which one of ours replaces."""
+
+_BACK: Final = b"_sluice_back"
+"""The statement and portal that restore settings behind a RESET ALL."""
 
 UNNAMED: Final = b"unnamed"
 """The subject of a Parse of the proxy's own that makes a client's statement the unnamed one."""
@@ -113,13 +120,18 @@ def write_prelude(server: Server, settings: list[tuple[str, str]], out: Writer) 
     The values are parameters, so that pg_stat_activity never shows them; the statement is parsed once for each
     number of settings on a server connection.
     """
+    _write_settings(server, settings, out)
+    out.put(SYNC)
+    server.replies.push(Reply(SYNC_REPLY, SKIP))
+
+
+def _write_settings(server: Server, settings: list[tuple[str, str]], out: Writer) -> None:
     count = len(settings)
     name = b"_sluice_set_%d" % count
     replies = server.replies
     if count not in server.preludes:
         server.preludes.add(count)
-        calls = [b"pg_catalog.set_config($%d, $%d, false)" % (2 * at + 1, 2 * at + 2) for at in range(count)]
-        out.put(parse(name, b"SELECT " + b", ".join(calls)))
+        out.put(parse(name, _set_config(count)))
         replies.push(Reply(PARSE, SKIP))
     values: list[bytes] = []
     for setting, value in settings:
@@ -127,16 +139,44 @@ def write_prelude(server: Server, settings: list[tuple[str, str]], out: Writer) 
         values.append(value.encode())
     out.put(bind_text(name, values))
     out.put(execute(name))
-    out.put(SYNC)
     replies.push(Reply(BIND, SKIP))
     replies.push(Reply(EXECUTE, SKIP))
-    replies.push(Reply(SYNC_REPLY, SKIP))
 
 
-def write_unit(server: Server, unit: Unit, out: Writer, now: float, in_transaction: bool) -> bool:
+def write_back(server: Server, settings: list[tuple[str, str]], out: Writer) -> None:
+    """Write `settings` behind a RESET ALL or DISCARD ALL, within the client's transaction, and ask for the answers.
+
+    The statement is parsed for this once: what the server holds by then is not known.
+    """
+    if settings:
+        owed = (CLOSE, PARSE, BIND, EXECUTE, CLOSE)
+        values = [each.encode() for setting in settings for each in setting]
+        out.put(close_statement(_BACK) + parse(_BACK, _set_config(len(settings))))
+        out.put(bind_text(_BACK, values) + execute(_BACK) + close_portal(_BACK))
+        for kind in owed:
+            server.replies.push(Reply(kind, SKIP))
+    out.put(FLUSH)
+
+
+def _set_config(count: int) -> bytes:
+    calls = [b"pg_catalog.set_config($%d, $%d, false)" % (2 * at + 1, 2 * at + 2) for at in range(count)]
+    return b"SELECT " + b", ".join(calls)
+
+
+def _write_settings_between(server: Server, settings: list[tuple[str, str]], out: Writer) -> None:
+    """Write a change of settings among a client's messages: within its transaction, leaving no portal behind."""
+    _write_settings(server, settings, out)
+    out.put(close_portal(b"_sluice_set_%d" % len(settings)))
+    server.replies.push(Reply(CLOSE, SKIP))
+
+
+def write_unit(
+    server: Server, unit: Unit, out: Writer, now: float, in_transaction: bool, settled: bool = True
+) -> bool:
     """Write the messages of `unit` and queue what the server will owe, up to the first that is refused.
 
-    The messages are their own replies; the client's bytes are let go of. Returns False if one was refused.
+    The messages are their own replies; the client's bytes are let go of. `settled` tells that the server's settings
+    are those of its profile: the transaction has changed none. Returns False if one was refused.
     """
     replies = server.replies
     message = unit.first
@@ -160,7 +200,8 @@ def write_unit(server: Server, unit: Unit, out: Writer, now: float, in_transacti
             statement = message.statement
             if statement is not None:
                 if message.name:
-                    _ensure_named(server, statement, out)
+                    if not server.holds(statement):
+                        _parse_again(server, statement, out, settled)
                 elif server.unnamed is not statement:
                     server.unnamed = statement
                     out.put(statement.unnamed_message())
@@ -215,13 +256,29 @@ def undo(peer: Peer, message: Message | None) -> None:
         peer.undone(reply)
 
 
-def _ensure_named(server: Server, statement: Statement, out: Writer) -> None:
-    """Prepare a named statement where the server connection lacks it."""
-    if server.holds(statement):
-        return
+def _parse_again(server: Server, statement: Statement, out: Writer, settled: bool) -> None:
+    """Prepare a named statement where the server connection lacks it, under the settings that it belongs to."""
     closing = server.hold(statement)
     if closing:
         out.put(closing)
+    theirs = statement.profile
+    ours = server.profile
+    if theirs is None or ours is None or theirs is ours or (settled and theirs.parse_key == ours.parse_key):
+        _write_parse(server, statement, out)
+        return
+    there = settings_between(server, ours, theirs) if settled else None
+    back = settings_between(server, theirs, ours) if settled else None
+    if there is None or back is None:
+        # They can't be restored here: it serves this once as it is, and nobody else.
+        _write_parse(server, statement, out)
+        server.outdate(statement)
+        return
+    _write_settings_between(server, there, out)
+    _write_parse(server, statement, out)
+    _write_settings_between(server, back, out)
+
+
+def _write_parse(server: Server, statement: Statement, out: Writer) -> None:
     out.put(statement.parse_message)
     server.replies.push(Reply(PARSE, SKIP, statement))
 

@@ -252,6 +252,10 @@ class Session(Lending):
 
     def _extended(self, kind: i64, data: bytes, start: i64, end: i64, length: i64, now: float) -> None:
         """Take a message of the extended protocol."""
+        if self.unit.sweeps and kind != FE_SYNC and kind != FE_FLUSH:
+            self._dispatch(self.unit, now)
+            self._put_behind(data, start, end)
+            return
         database = self.database
         if kind == FE_SYNC or kind == FE_FLUSH:
             if length != 4:
@@ -263,7 +267,11 @@ class Session(Lending):
             raise ProtocolViolation("unexpected password message")
         elif kind != FE_BIND and kind != FE_PARSE and length > MAX_SMALL_MESSAGE:
             raise ProtocolViolation("invalid message length")
-        message = read_message(self.statements, database.intents, database.statements, kind, data, start, end)
+        # What a pinned session prepares may be about tables of its own; settings that changed are not known yet.
+        profile = None if self.touched or self.pinned else self.profile
+        message = read_message(
+            self.statements, database.intents, database.statements, profile, kind, data, start, end
+        )
         unit = self.unit
         statement = message.statement
         if statement is not None and (kind == FE_BIND or kind == FE_PARSE):
@@ -274,6 +282,8 @@ class Session(Lending):
             if intent is not None and unit.refused is None:
                 if intent.kind != READ or intent.refused or self.bucket is not None:
                     message.error = self._admit(intent, now)
+                    if intent.sweeps and message.error is None:
+                        unit.sweeps = True
         elif kind == FE_SYNC or kind == FE_FLUSH:
             unit.ended_by = kind
         unit.add(message)
@@ -336,8 +346,9 @@ class Session(Lending):
             return True
         if name == b"all":
             self.statements.named = {}
+            self.statements.named_bytes = 0
         else:
-            del named[name]
+            self.statements.drop(name)
         tag = b"DEALLOCATE ALL" if name == b"all" else b"DEALLOCATE"
         self.forward(command_complete(tag) + ready(IN_TRANSACTION if self.in_transaction else STATUS_IDLE))
         return True

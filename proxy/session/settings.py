@@ -22,6 +22,11 @@ def settings_for(server: Server, profile: Profile, empty: Profile) -> list[tuple
         held = empty
     if held is profile:
         return []
+    return settings_between(server, held, profile)
+
+
+def settings_between(server: Server, held: Profile, profile: Profile) -> list[tuple[str, str]] | None:
+    """Return the settings that turn `held`, the profile that `server` has, into `profile`; None as above."""
     settings: list[tuple[str, str]] = []
     for name, value in profile.values:
         if held.get(name) != value:

@@ -49,6 +49,7 @@ FOR_CLIENT: Final[i64] = 4  # the client to read
 FOR_SOCKET: Final[i64] = 8  # the server to read
 FOR_REPLIES: Final[i64] = 16  # the reply queue to become shorter
 FOR_READ_BACK: Final[i64] = 32  # the values of settings that the client changed
+FOR_SWEEP: Final[i64] = 64  # the answer to a RESET ALL or DISCARD ALL in the middle of a transaction
 
 
 class SessionState(Borrower):
@@ -109,6 +110,8 @@ class SessionState(Borrower):
         self.skips_to_sync = False
         self.prelude_under_way = False
         self.wrote = False
+        # The transaction has run DDL.
+        self.defined = False
         self.last_write: float = 0.0
         self.touched: dict[str, bool] = {}
         self.read_back_row: list[bytes | None] = []

@@ -64,6 +64,8 @@ class Unit:
         self.reads_only = True
         # Those that leave something behind in the server's session.
         self.special: list[Intent] = []
+        # It runs RESET ALL or DISCARD ALL, which takes away what the messages behind it need.
+        self.sweeps = False
         self.begins = False
         self.ends = False
         # The kind of the message that ended it; 0 while it is open.
@@ -82,6 +84,7 @@ class Unit:
         self.reads_only = True
         if self.special:
             self.special = []
+        self.sweeps = False
         self.begins = False
         self.ends = False
         self.ended_by = 0

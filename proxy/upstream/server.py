@@ -33,6 +33,9 @@ CLOSED: Final = 3
 MAX_STATEMENTS: Final = 500
 """Prepared statements that one server connection holds; each takes some 10 KiB of the server's memory."""
 
+MAX_STATEMENT_BYTES: Final = 4 * 1024 * 1024
+"""Their texts together: the server keeps each several times, as text, as trees and as plans."""
+
 HIGH_WATER: Final = 262_144
 """Bytes that wait in a socket's buffer before its peer is paused: one full read."""
 
@@ -123,6 +126,7 @@ class Server:
         self.unclean: str = ""
         # Statements it holds by number, the least recently used first; the unnamed one; prelude forms.
         self.statements: dict[int, Statement] = {}
+        self.statement_bytes: i64 = 0
         self.unnamed: Statement | None = None
         # Statements that no longer fit their tables: closed before they are parsed anew.
         self.stale: set[int] = set()
@@ -212,21 +216,32 @@ class Server:
     def hold(self, statement: Statement) -> bytes:
         """Note that `statement` is being parsed here.
 
-        Returns what must be sent in front of its Parse: a Close of the statement itself where it is stale, or of
-        the least recently used where there are too many; else nothing. The Close's reply is queued.
+        Returns what must be sent in front of its Parse: a Close of the statement itself where it is stale, and of
+        the least recently used where there are too many. Their replies are queued.
         """
+        size: i64 = len(statement.sql)
         closing = b""
         if self.stale and statement.number in self.stale:
             self.stale.discard(statement.number)
             closing = close_statement(statement.name)
             self.replies.push(Reply(CLOSE, SKIP, statement))
-        elif len(self.statements) >= MAX_STATEMENTS:
-            oldest = next(iter(self.statements))
-            evicted = self.statements.pop(oldest)
-            closing = close_statement(evicted.name)
+        while self.statements and (
+            len(self.statements) >= MAX_STATEMENTS or self.statement_bytes + size > MAX_STATEMENT_BYTES
+        ):
+            evicted = self.statements[next(iter(self.statements))]
+            self.drop(evicted)
+            closing += close_statement(evicted.name)
             self.replies.push(Reply(CLOSE, SKIP, evicted))
         self.statements[statement.number] = statement
+        self.statement_bytes += size
         return closing
+
+    def drop(self, statement: Statement) -> bool:
+        """Note that `statement` is not prepared here; False if it was not thought to be."""
+        if self.statements.pop(statement.number, None) is None:
+            return False
+        self.statement_bytes -= len(statement.sql)
+        return True
 
     def holds(self, statement: Statement) -> bool:
         """Tell whether `statement` is prepared here; it becomes the most recently used."""
@@ -241,7 +256,7 @@ class Server:
 
     def outdate(self, statement: Statement) -> None:
         """Note that `statement` has to be parsed anew before it is used again here."""
-        if self.statements.pop(statement.number, None) is not None:
+        if self.drop(statement):
             self.stale.add(statement.number)
 
     def forget_session(self) -> None:
@@ -251,6 +266,7 @@ class Server:
         self.profile = None
         self.unclean = ""
         self.statements = {}
+        self.statement_bytes = 0
         self.stale = set()
         self.unnamed = None
         self.preludes = set()

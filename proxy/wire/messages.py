@@ -72,6 +72,11 @@ def close_statement(name: bytes) -> bytes:
     return message(0x43, b"S" + name + b"\0")
 
 
+def close_portal(name: bytes) -> bytes:
+    """Return a Close of the portal `name`."""
+    return message(0x43, b"P" + name + b"\0")
+
+
 def bind_renamed(data: bytes, start: i64, end: i64, name_start: i64, name_end: i64, name: bytes) -> bytes:
     """Return the Bind at data[start:end] with its statement name, at data[name_start:name_end], made `name`.
 

@@ -108,6 +108,8 @@ class Backend:
         self.status = "I"
         self.settings = dict(DEFAULTS)
         self.statements: dict[str, str] = {}
+        # The TimeZone under which each statement was parsed last.
+        self.parsed_under: dict[str, str] = {}
         self.portals: dict[str, tuple[str, list[str]]] = {}
         self.ran: list[Ran] = []
         self.committed: list[str] = []
@@ -260,6 +262,7 @@ class Backend:
             if name and name.decode() in self.statements:
                 raise Failed("42P05")
             self.statements[name.decode()] = sql.decode()
+            self.parsed_under[sql.decode()] = self.settings["timezone"]
             self._put(b"1")
         elif kind == b"B":
             portal, name, rest = body.split(b"\0", 2)

@@ -9,6 +9,7 @@ import pytest
 from proxy.errors import ProtocolViolation
 from proxy.query.cache import IntentCache
 from proxy.query.functions import FunctionCatalog
+from proxy.query.parameters import Profiles
 from proxy.query.prepared import StatementCache
 from proxy.session import collect
 from proxy.session.collect import ClientStatements, read_message
@@ -17,6 +18,7 @@ from proxy.wire import replies
 from tests.session.frontend import FLUSH, SYNC, bind, close, describe, execute, message, parse
 
 INTENTS = IntentCache(FunctionCatalog.builtin(), 16384)
+DEFAULTS = Profiles().empty
 
 
 class Reader:
@@ -31,7 +33,7 @@ class Reader:
         whole = around + data + around
         start = len(around)
         return read_message(
-            self.statements, INTENTS, self.shared, whole[start], whole, start, start + len(data)
+            self.statements, INTENTS, self.shared, DEFAULTS, whole[start], whole, start, start + len(data)
         )
 
 
@@ -136,7 +138,7 @@ def test_a_long_text_has_no_name(reader: Reader) -> None:
 def test_a_bind_is_read_before_all_of_it_is_here(reader: Reader) -> None:
     reader.read(parse("s", "SELECT 1"))
     data = bind("s", "p", (b"x" * 1000,))
-    read = read_message(reader.statements, INTENTS, reader.shared, data[0], data[:20], 0, len(data))
+    read = read_message(reader.statements, INTENTS, reader.shared, DEFAULTS, data[0], data[:20], 0, len(data))
     assert read.error is None and read.end == len(data)
 
 

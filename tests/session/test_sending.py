@@ -5,6 +5,7 @@ from __future__ import annotations
 from proxy.errors import InsufficientPermissions
 from proxy.query.cache import IntentCache
 from proxy.query.functions import FunctionCatalog
+from proxy.query.parameters import Profiles
 from proxy.query.prepared import StatementCache
 from proxy.session.collect import ClientStatements, read_message
 from proxy.session.sending import Writer, write_prelude, write_unit
@@ -15,6 +16,7 @@ from tests.session.backend import FakeTransport
 from tests.session.frontend import FLUSH, SYNC, bind, close, describe, execute, parse, split
 
 INTENTS = IntentCache(FunctionCatalog.builtin(), 16384)
+PROFILE = Profiles().empty
 _MODES = {replies.FORWARD: "", replies.SKIP: "skip ", replies.FAKE: "fake ", replies.REPLACE: "replace "}
 _KINDS = {
     replies.QUERY: "Q",
@@ -41,7 +43,7 @@ class Rig:
         unit, start = Unit(), 0
         for number, each in enumerate(messages):
             end = start + len(each)
-            read = read_message(self.statements, INTENTS, self.shared, each[0], data, start, end)
+            read = read_message(self.statements, INTENTS, self.shared, PROFILE, each[0], data, start, end)
             if number == refused:
                 read.error = InsufficientPermissions()
             unit.add(read)

@@ -260,9 +260,10 @@ def step(user: str, number: int) -> bytes:
         query("ROLLBACK"),
         query(mark(user, "SELECT 1/0, ?")),
         run(mark(user, "SELECT 1/0, ?")),
-        # Known: behind a Flush without its Sync, what is pipelined after RESET ALL runs as nobody, not as its user.
-        SYNC + query("RESET ALL") + query(read),
-        SYNC + query("DISCARD ALL") + run(read),
+        query("RESET ALL") + query(read),
+        query("DISCARD ALL") + run(read),
+        parse("", "RESET ALL") + bind() + execute() + parse("", read) + bind() + execute() + FLUSH,
+        parse("", "DISCARD ALL") + bind() + execute() + FLUSH + run(write),
         query("SET TimeZone = 'Asia/Tokyo'") + run(write),
         query(mark(user, "DO ?")),
         query("LISTEN a"),
@@ -273,7 +274,7 @@ def step(user: str, number: int) -> bytes:
 
 
 actions = st.one_of(
-    st.tuples(st.sampled_from(["send"]), st.integers(0, 5), st.integers(0, 18)),
+    st.tuples(st.sampled_from(["send"]), st.integers(0, 5), st.integers(0, 20)),
     st.tuples(st.sampled_from(["answer"]), st.integers(0, 9), st.integers(1, 8)),
     st.tuples(st.sampled_from(["open", "vanish", "settle", "fail"]), st.integers(0, 9), st.just(0)),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from proxy.session.collect import MAX_STATEMENT_BYTES
 from proxy.upstream.server import MAX_STATEMENTS
 from tests.session.backend import Backend
 from tests.session.fakes import Client, World
@@ -243,6 +244,61 @@ def test_a_name_of_too_long_a_text_is_refused(world: World) -> None:
     assert kinds(client.ask(parse("s", READ), use("s"))) == "1 2 D C ZI"
 
 
+def test_a_statement_is_shared_only_among_sessions_that_parse_alike() -> None:
+    world = World(maximum=1)
+    ours, theirs = world.client(), world.client(settings={"timezone": "Asia/Tokyo"})
+    same = world.client(settings={"application_name": "other", "statement_timeout": "1min"})
+    ours.ask(parse("s", READ), use("s"))
+    (backend,) = world.backends
+    same.ask(parse("s", READ), use("s"))
+    assert backend.transport.all.count(READ.encode()) == 1
+    theirs.ask(parse("s", READ), use("s"))
+    assert backend.transport.all.count(READ.encode()) == 2
+    assert backend.parsed_under[READ] == "Asia/Tokyo"
+
+
+def test_a_statement_is_parsed_elsewhere_under_the_settings_it_was_prepared_under(world: World) -> None:
+    client, other = world.client(), world.client()
+    client.ask(parse("s", INSERT), SYNC, query("SET TimeZone = 'Asia/Tokyo'"))
+    second = moved(world, client, other)
+    client.take()
+    assert kinds(client.ask(use("s"))) == "2 C ZT"
+    assert second.parsed_under[INSERT] == "UTC"
+    assert second.settings["timezone"] == "Asia/Tokyo"
+
+
+def test_what_is_prepared_behind_a_set_is_not_taken_for_what_others_prepare(world: World) -> None:
+    client, other = world.client(), world.client()
+    client.ask(parse("first", READ), SYNC)
+    client.ask(query("BEGIN"), query("SET TimeZone = 'Asia/Tokyo'"), parse("s", READ), SYNC)
+    (backend,) = world.of("primary")
+    assert backend.parsed_under[READ] == "Asia/Tokyo"
+    client.ask(query("ROLLBACK"))
+    assert kinds(other.ask(query("BEGIN"), parse("s", READ), use("s"))) == "C ZT 1 2 D C ZT"
+    assert backend.parsed_under[READ] == "UTC"
+
+
+def test_what_is_prepared_behind_ddl_is_parsed_anew(world: World) -> None:
+    world = World(maximum=1)
+    client, admin = world.client(permissions=("admin",)), world.client(permissions=("admin",))
+    client.ask(parse("s", READ), use("s"))
+    admin.ask(query("CREATE TABLE t ()"))
+    sent = world.backends[0].transport.all.count(READ.encode())
+    assert kinds(client.ask(use("s"))) == "2 D C ZI", "who has it keeps it"
+    assert world.backends[0].transport.all.count(READ.encode()) == sent
+    admin.ask(parse("s", READ), use("s"))
+    assert world.backends[0].transport.all.count(READ.encode()) == sent + 1
+
+
+def test_the_texts_that_a_client_may_name_are_bounded(world: World) -> None:
+    client = world.client()
+    text = "SELECT '" + "x" * 60_000 + "'"
+    client.session.statements.named_bytes = MAX_STATEMENT_BYTES - 100_000
+    assert kinds(client.ask(parse("a", text), SYNC)) == "1 ZI"
+    assert kinds(client.ask(parse("b", text), SYNC)) == "E:54000 ZI"
+    assert kinds(client.ask(close("a"), parse("b", text), SYNC)) == "3 1 ZI"
+
+
 # -- settings
 
 
@@ -330,3 +386,28 @@ def test_a_flush_ended_reset_all_is_answered(world: World) -> None:
     assert kinds(client.ask(parse("", "RESET ALL"), bind(), execute(), FLUSH)) == "1 2 C"
     assert kinds(client.ask(SYNC)) == "ZI"
     assert kinds(client.ask(query(READ))) == "T D C ZI"
+
+
+@pytest.mark.parametrize("sql", ["RESET ALL", "DISCARD ALL"])
+@pytest.mark.parametrize("flush", [b"", FLUSH])
+def test_what_follows_a_reset_in_one_transaction_runs_as_its_user(
+    world: World, sql: str, flush: bytes
+) -> None:
+    client = world.client(settings={"timezone": "Europe/Berlin"})
+    client.ask(query("SET TimeZone = 'Asia/Tokyo'"))
+    answer = client.ask(
+        parse("", sql) + bind() + execute() + flush + parse("s", INSERT) + bind("s") + execute() + SYNC
+    )
+    assert kinds(answer).replace("S:TimeZone=Europe/Berlin ", "") == "1 2 C 1 2 C ZI"
+    (backend,) = world.of("primary")
+    assert [ran.owner for ran in backend.ran if ran.sql == INSERT] == ["alice"]
+    assert backend.settings["timezone"] == "Europe/Berlin"
+    assert kinds(client.ask(use("s"))) == "2 C ZI"
+
+
+def test_what_follows_a_reset_that_fails_is_skipped(world: World) -> None:
+    client = world.client()
+    client.ask(query("BEGIN"), parse("kept", READ), SYNC)
+    pipeline = parse("", "DISCARD ALL") + bind() + execute() + parse("s", INSERT) + bind("s") + execute()
+    assert kinds(client.ask(pipeline, SYNC)) == "1 2 E:25001 ZE"
+    assert kinds(client.ask(query("ROLLBACK"), use("s"), use("kept"))) == "C ZI E:26000 ZI 2 D C ZI"

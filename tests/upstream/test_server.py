@@ -61,7 +61,7 @@ class Rig:
 def statements(count: int) -> list[Statement]:
     cache = StatementCache()
     intent = IntentCache(FunctionCatalog.builtin(), 100).lookup(b"SELECT 1")
-    return [cache.get(b"SELECT %d" % at, b"\0\0", intent) for at in range(count)]
+    return [cache.get(b"SELECT %d" % at, b"\0\0", intent, None) for at in range(count)]
 
 
 def test_lending_and_taking_back_change_its_state() -> None:
