@@ -20,6 +20,7 @@ from proxy.session.unit import Unit
 from proxy.upstream.pool import Pool
 from proxy.upstream.server import Server
 from proxy.wire.codes import (
+    FE_FLUSH,
     FE_PARSE,
     FE_QUERY,
     FE_SYNC,
@@ -179,8 +180,11 @@ class Lending(Answering):
                 self.in_transaction = False
         ended = unit.ended_by
         self.query_is_last = ended == FE_QUERY
-        if ended != FE_QUERY:
-            self.awaits_sync = ended != FE_SYNC
+        if ended == FE_SYNC:
+            self.awaits_sync = False
+        elif ended != FE_QUERY and (unit.length != 1 or ended != FE_FLUSH):
+            # A Flush alone begins nothing: psycopg sends one behind the Sync of each pipeline.
+            self.awaits_sync = True
         swept = unit.sweeps and self.awaits_sync and unit.refused is None
         unit.clear()
         if swept:

@@ -163,6 +163,18 @@ def test_a_query_behind_an_error_is_skipped_to_sync(world: World) -> None:
     assert kinds(client.ask(SYNC, query("SELECT 3"))) == "ZI T D C ZI"
 
 
+def test_a_flush_behind_a_sync_begins_nothing(world: World) -> None:
+    # psycopg ends its pipelines so: the connection isn't kept for what comes next.
+    client = world.client()
+    assert kinds(client.ask(run(READ), FLUSH)) == "1 2 D C ZI"
+    assert client.server() is None
+    client.ask(query("BEGIN READ ONLY"), run(READ), run("COMMIT"), FLUSH)
+    assert client.server() is None
+    client.ask(run(INSERT), FLUSH)
+    assert [each.sql for each in world.of("primary")] == [[INSERT]]
+    world.check()
+
+
 def test_lone_syncs_and_flushes_need_no_server(world: World) -> None:
     client = world.client()
     assert kinds(client.ask(SYNC * 1000, FLUSH)) == " ".join(["ZI"] * 1000)
