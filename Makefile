@@ -1,5 +1,6 @@
 # make demo   an embedded PostgreSQL with a replica, two users, the proxy in front (ARGS=--once: a tour by itself)
 # make test   all tests with the compiled modules, then the pure ones interpreted (ARGS: pytest's)
+# make test-drivers   drivers of other languages too, each on a small pool: installs them (ARGS: --json FILE, --readme)
 # make bench  against PgBouncer, in one run (ARGS: see python -m tests.bench --help)
 # make lint   ruff and strict mypy
 # make build  compile the modules on the path of a query, beside their sources
@@ -15,14 +16,18 @@ pip := $(bin)/python -m pip install --quiet --disable-pip-version-check
 workers := -n 2 --dist loadfile
 sources := $(shell find proxy -name '*.py')
 
-.PHONY: demo test bench lint build clean
+.PHONY: demo test test-drivers bench lint build clean
 
 demo: build
 	@$(bin)/pgsluice demo $(ARGS)
 
 test: build .venv/developing
-	$(bin)/pytest $(workers) $(ARGS)
-	PGSLUICE_INTERPRETED=1 $(bin)/pytest -q --ignore=tests/integration $(workers) $(ARGS)
+	$(bin)/pytest --ignore=tests/drivers $(workers) $(ARGS)
+	PGSLUICE_INTERPRETED=1 $(bin)/pytest -q --ignore=tests/integration --ignore=tests/drivers $(workers) $(ARGS)
+
+test-drivers: build .venv/developing
+	tests/drivers/install
+	$(bin)/pytest -q --tb=short tests/drivers $(ARGS)
 
 bench: build .venv/developing
 	@$(bin)/python -m tests.bench $(ARGS)

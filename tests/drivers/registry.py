@@ -1,0 +1,54 @@
+"""The drivers, how each one's program is started, and which checks a driver has no means for."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+HERE: Final = Path(__file__).parent
+ROOT: Final = HERE.parent.parent
+
+
+@dataclass(frozen=True, eq=False)
+class Driver:
+    """A driver: what it is called, its program's command line, and what it lacks.
+
+    `needs` are Debian's packages that bring it. `lacks` gives the reason for each check that its program leaves out;
+    a check that is left out without a reason fails, and so does a reason for a check that is done.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    lacks: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def _python(module: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", f"tests.drivers.python.{module}")
+
+
+DRIVERS: Final = (
+    Driver("psycopg 3", _python("psycopg3")),
+    Driver("node-postgres", ("node", str(HERE / "node/pg.js")), ("nodejs", "npm")),
+    Driver("postgres.js", ("node", str(HERE / "node/postgres.js")), ("nodejs", "npm")),
+    Driver(
+        "JDBC (pgjdbc)",
+        ("java", "-cp", "/usr/share/java/postgresql.jar", str(HERE / "java/Jdbc.java")),
+        ("default-jdk-headless", "libpostgresql-jdbc-java"),
+    ),
+    Driver("Ruby pg", ("ruby", str(HERE / "ruby/pg.rb")), ("ruby", "ruby-pg")),
+)
+
+
+def missing(driver: Driver) -> str | None:
+    """Return what is missing to run this driver's program, None if its command is there."""
+    if shutil.which(driver.command[0]) is None:
+        return (
+            f"{driver.command[0]} is not installed: {' '.join(driver.needs) or 'see tests/drivers/install'}"
+        )
+    return None
