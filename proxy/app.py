@@ -22,7 +22,15 @@ import uvloop
 
 import proxy
 from proxy.auth.key import Key
-from proxy.config import Config, ConfigError, from_environment, load, refuse_unavailable
+from proxy.config import (
+    Config,
+    ConfigError,
+    Listen,
+    ListenTls,
+    from_environment,
+    load,
+    refuse_unavailable,
+)
 from proxy.errors import IdleInTransaction, IdleSession, KeyRevoked, ShuttingDown, SluiceError, reason
 from proxy.http import server as http_server
 from proxy.logs import configure
@@ -30,17 +38,19 @@ from proxy.observe.access_log import AccessLog
 from proxy.observe.metrics import Metrics
 from proxy.observe.snapshot import HostSnapshot, ParseCacheSnapshot, PoolSnapshot, Snapshot
 from proxy.observe.stats import ProxyStats
+from proxy.session.arrival import admit
 from proxy.session.cancel import cancel_held, cancel_server, cancel_session
-from proxy.session.client import ClientLogin, Gate, Sessions
+from proxy.session.client import Gate, Sessions
 from proxy.session.served import Served
 from proxy.tasks import spawn, stop
 from proxy.transport import tcp
+from proxy.transport.tls import ListenerTls, TlsError
 from proxy.upstream.server import Server
 
 log = logging.getLogger(__name__)
 
 # Sections that are read once.
-_RESTART = ("listen", "http", "auth", "identity", "access_log")
+_RESTART = ("http", "auth", "identity", "access_log")
 
 _SWEEP = 0.25
 _DRAIN_STEP = 0.05
@@ -115,6 +125,7 @@ class Proxy:
             cancel=self._cancel,
             stats=self.stats,
         )
+        self._tls = _listener_tls(config.listen.tls)
         self._listeners: list[tcp.Acceptor] = []
         self._http: http_server.HttpServer | None = None
         self._sweeper: asyncio.Task[None] | None = None
@@ -174,7 +185,9 @@ class Proxy:
         Hosts, logins and ports need a restart; where they differ, the log says so.
         """
         configure(config.logging)
-        changed = [
+        self._reload_tls(config.listen.tls)
+        changed = ["listen"] if _without_tls(config.listen) != _without_tls(self._config.listen) else []
+        changed += [
             section for section in _RESTART if getattr(config, section) != getattr(self._config, section)
         ]
         changed += sorted(config.databases.keys() ^ self.served.keys())
@@ -184,6 +197,13 @@ class Proxy:
         if changed:
             log.warning("reload: a restart is needed for what changed in: %s", ", ".join(changed))
         log.info("configuration read again")
+
+    def _reload_tls(self, settings: ListenTls) -> None:
+        """Read certificate and key again, for clients to come; those who are there keep theirs."""
+        try:
+            self._tls = _listener_tls(settings)
+        except TlsError as error:
+            log.error("clients get the certificate they got before: %s", error)
 
     def ready(self) -> bool:
         """Tell whether clients can be served."""
@@ -299,8 +319,7 @@ class Proxy:
         print(f"listening on {listen.host}:{port}", file=sys.stderr, flush=True)
 
     def _accepted(self, sock: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        spawn(loop.connect_accepted_socket(lambda: ClientLogin(self.gate, sock), sock), "accept")
+        spawn(admit(self.gate, sock, self._tls), "accept")
 
     async def _cancel(self, pid: int, secret: bytes) -> None:
         stats = self.stats
@@ -352,6 +371,14 @@ class Proxy:
 
 def _cancel_abandoned(server: Server) -> None:
     spawn(cancel_server(server), "cancel an abandoned query")
+
+
+def _listener_tls(settings: ListenTls) -> ListenerTls | None:
+    return ListenerTls(settings) if settings.mode != "off" else None
+
+
+def _without_tls(listen: Listen) -> dict[str, object]:
+    return listen.model_dump(exclude={"tls"})
 
 
 def _mock_secret(config: Config) -> bytes:

@@ -5,6 +5,7 @@
     └── ClientError                   anything a client is told in an ErrorResponse
         ├── ProtocolViolation         08P01, always fatal
         ├── MissingApiKey             28000
+        ├── TlsRequired               28000
         ├── InvalidApiKey             28P01  one message for unknown, wrong, expired and revoked
         ├── AddressNotAllowed         28000
         ├── InsufficientPermissions   42501
@@ -80,6 +81,14 @@ class MissingApiKey(ClientError):
     sqlstate = "28000"
     code = "MISSING_API_KEY"
     default_message = "an API key is needed: its id as user name, the whole key as password"
+
+
+class TlsRequired(ClientError):
+    """A login without TLS where `listen.tls.mode` is `require`."""
+
+    sqlstate = "28000"
+    code = "TLS_REQUIRED"
+    default_message = "this server takes encrypted connections only: connect with sslmode=require or stricter"
 
 
 class InvalidApiKey(ClientError):

@@ -9,6 +9,7 @@ from proxy.config.model import Routing
 from proxy.errors import SluiceError, UpstreamUnavailable
 from proxy.query import explain as pure
 from proxy.query.functions import FunctionCatalog
+from proxy.transport.tls import ServerTls
 from proxy.upstream.control import Control
 
 _FETCH_FUNCTIONS = """
@@ -43,6 +44,7 @@ async def _catalog(database: Database) -> FunctionCatalog:
             login.user,
             login.password.get_secret_value(),
             database.pool_defaults.connect_timeout,
+            ServerTls(host.tls),
         )
         try:
             async with control.connection() as connection:

@@ -27,6 +27,8 @@ from proxy.auth.keyfile import append_key, read_keys
 from proxy.config import Config, Database
 from proxy.config.units import duration
 from proxy.errors import SluiceError
+from proxy.transport.tls import ServerTls
+from proxy.upstream.control import for_asyncpg
 
 Result = TypeVar("Result")
 Connection: TypeAlias = "asyncpg.Connection[Any]"
@@ -185,6 +187,7 @@ async def _connect(place: Place) -> Connection:
                 password=login.password.get_secret_value(),
                 database=database.database or None,
                 timeout=_TIMEOUT,
+                ssl=for_asyncpg(ServerTls(host.tls)),
             )
         except (OSError, TimeoutError, asyncpg.PostgresError) as error:
             said.append(f"{where}: {error or type(error).__name__}")

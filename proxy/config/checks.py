@@ -37,16 +37,11 @@ def unavailable(config: Config) -> Iterator[Finding]:
 
     A key that would be ignored in silence is worst where it is about protection, so it is an error.
     """
-    if config.listen.tls.mode != "off":
-        yield Finding(("listen", "tls", "mode"), "TLS to clients is not available yet; use a local port")
     if config.workers > 1:
         yield Finding(("workers",), "more than one worker is not available yet")
     for name, database in config.databases.items():
         for at, host in enumerate(database.hosts):
             path: Path = ("databases", name, "hosts", at)
-            if host.tls.mode not in ("disable", "prefer"):
-                message = f"TLS to servers is not available yet, so {host.tls.mode} cannot be kept"
-                yield Finding((*path, "tls", "mode"), message)
             if host.transport != "tcp":
                 message = "not available yet; run `cloudflared access tcp` and connect to its local port"
                 yield Finding((*path, "transport"), message)
@@ -117,9 +112,27 @@ def _hosts(path: Path, hosts: list[Host]) -> Iterator[Finding]:
         if host.service_token is not None and host.transport != "cloudflare":
             message = "a service token is for transport: cloudflare"
             yield Finding((*place, "service_token"), message, ((*place, "transport"),))
-        ca_file = host.tls.ca_file
-        if ca_file is not None and not ca_file.is_file():
-            yield Finding((*place, "tls", "ca_file"), f"there is no file {ca_file}")
+        yield from _host_tls((*place, "tls"), host)
+
+
+def _host_tls(path: Path, host: Host) -> Iterator[Finding]:
+    tls = host.tls
+    for key in ("ca_file", "cert_file", "key_file"):
+        file = getattr(tls, key)
+        if file is not None and not file.is_file():
+            yield Finding((*path, key), f"there is no file {file}")
+            return
+    because = ((*path, "mode"),)
+    if host.host.startswith("/") and tls.mode not in ("disable", "prefer"):
+        yield Finding((*path, "mode"), "a Unix socket has no TLS")
+    if tls.mode == "verify-ca" and tls.ca_file is None:
+        message = "verify-ca needs the CA's certificate here: any site has one by a public CA"
+        yield Finding((*path, "ca_file"), message, because)
+    for key in ("ca_file", "cert_file"):
+        if getattr(tls, key) is not None and tls.mode in ("disable", "prefer"):
+            yield Finding((*path, key), f"of no use with mode {tls.mode}: take require or stricter", because)
+    if tls.key_file is not None and tls.cert_file is None:
+        yield Finding((*path, "key_file"), "a key without its certificate", ((*path, "cert_file"),))
 
 
 def _is_loopback(host: str) -> bool:

@@ -119,11 +119,22 @@ class Login(Section):
     password: SecretStr = SecretStr("")
 
 
-class HostTls(Section):
-    """TLS towards a server, with libpq's modes (manual: "SSL Mode Descriptions")."""
+def _disable(value: Any) -> Any:
+    return "disable" if value == "off" else value
 
-    mode: Literal["disable", "prefer", "require", "verify-ca", "verify-full"] = "prefer"
+
+class HostTls(Section):
+    """TLS towards a server, with libpq's modes (manual: "SSL Mode Descriptions"); `off` is `disable`.
+
+    `cert_file` and `key_file` are a client certificate's; the key may stand in the same file.
+    """
+
+    mode: Annotated[
+        Literal["disable", "prefer", "require", "verify-ca", "verify-full"], BeforeValidator(_disable)
+    ] = "prefer"
     ca_file: FilePath | None = None
+    cert_file: FilePath | None = None
+    key_file: FilePath | None = None
 
 
 class ServiceToken(Section):

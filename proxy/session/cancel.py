@@ -6,9 +6,12 @@ import asyncio
 import contextlib
 import hmac
 import logging
+import socket
 import time
 
 from proxy.session.client import Sessions
+from proxy.transport import tcp
+from proxy.transport.tls import ask_for_tls
 from proxy.upstream.pool import Pool
 from proxy.upstream.server import IDLE, Server
 from proxy.wire.codes import CANCEL_REQUEST
@@ -66,10 +69,7 @@ async def cancel_server(server: Server) -> bool:
     request = (12 + len(server.secret)).to_bytes(4, "big") + CANCEL_REQUEST.to_bytes(4, "big")
     try:
         async with asyncio.timeout(_TIMEOUT):
-            if host.startswith("/"):
-                reader, writer = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
-            else:
-                reader, writer = await asyncio.open_connection(host, int(port))
+            reader, writer = await _open(server, host, int(port))
             try:
                 writer.write(request + server.pid.to_bytes(4, "big") + server.secret)
                 sent = True
@@ -81,3 +81,17 @@ async def cancel_server(server: Server) -> bool:
         log.warning("cancel request to %s failed: %s", server.address, str(error) or "no answer in time")
         return not sent
     return True
+
+
+async def _open(server: Server, host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect to the server's host, with TLS where the server connection has it."""
+    sock = await tcp.connect(host, port)
+    try:
+        if sock.family == socket.AF_UNIX:
+            return await asyncio.open_unix_connection(sock=sock)
+        context = await ask_for_tls(sock, server.tls, server.encrypted) if server.tls is not None else None
+        name = host if context is not None else None
+        return await asyncio.open_connection(sock=sock, ssl=context, server_hostname=name)
+    except BaseException:
+        sock.close()
+        raise

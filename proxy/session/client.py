@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Protocol, cast
 
 from proxy.auth.identity import subject
 from proxy.auth.key import Key, parse_key
@@ -29,6 +29,7 @@ from proxy.errors import (
     PoolExhausted,
     ProtocolViolation,
     ShuttingDown,
+    TlsRequired,
     UnknownDatabase,
 )
 from proxy.observe.record import session_part
@@ -40,6 +41,8 @@ from proxy.session.logins import Unproven
 from proxy.session.session import Session
 from proxy.session.state import SessionState
 from proxy.tasks import spawn
+from proxy.transport.greeting import Greeting
+from proxy.transport.tls import ALPN
 from proxy.upstream.errand import Ask
 from proxy.upstream.server import HIGH_WATER, Server
 from proxy.wire.codes import (
@@ -54,6 +57,7 @@ from proxy.wire.messages import (
     AUTH_CLEARTEXT_PASSWORD,
     AUTH_OK,
     AUTH_SASL_SCRAM,
+    AUTH_SASL_SCRAM_PLUS,
     READY_IDLE,
     backend_key_data,
     cstring_end,
@@ -62,12 +66,13 @@ from proxy.wire.messages import (
     sasl_continue,
     sasl_final,
 )
-from proxy.wire.scram import MECHANISM, ServerExchange, mock_verifier, parse_verifier, read_initial_response
+from proxy.wire.scram import ServerExchange, mock_verifier, parse_verifier, read_initial_response
 from proxy.wire.startup import StartupPacket, negotiate_version, parse_options, read_startup
 
 log = logging.getLogger(__name__)
 
 _KEY_USER = "ctm_"
+_PLAIN = Greeting()
 
 _WORKER_BITS = 6
 """Of a process id: 64 workers; the other 25 bits are random, as the whole secret is."""
@@ -77,6 +82,13 @@ _HIDDEN_REPORTS = {
     b"default_transaction_read_only": b"off",
     b"is_superuser": b"off",
 }
+
+
+class Unfinished(Protocol):
+    """A connection on its way to a session."""
+
+    def end(self, error: ClientError) -> None:
+        """Close it; who can be told is told why."""
 
 
 @dataclass
@@ -93,8 +105,8 @@ class Gate:
     cancel: Callable[[int, bytes], Awaitable[None]]
     stats: ProxyStats
     draining: bool = False
-    logins: set[ClientLogin] = field(default_factory=set)
-    unproven: Unproven[ClientLogin] = field(default_factory=Unproven)
+    logins: set[Unfinished] = field(default_factory=set)
+    unproven: Unproven[Unfinished] = field(default_factory=Unproven)
     buckets: dict[str, TokenBucket] = field(default_factory=dict)
 
     def bucket(self, key: Key) -> TokenBucket | None:
@@ -150,11 +162,12 @@ class Sessions:
 class ClientLogin(asyncio.Protocol):
     """One connection before its session: collects bytes for a task that reads as the login goes."""
 
-    def __init__(self, gate: Gate, sock: socket.socket | None = None) -> None:
+    def __init__(self, gate: Gate, sock: socket.socket | None = None, greeting: Greeting = _PLAIN) -> None:
         self._gate = gate
         self._sock = sock
+        self._greeting = greeting
         self._transport: asyncio.Transport | None = None
-        self._buffer = b""
+        self._buffer = greeting.first
         self._more: asyncio.Future[None] | None = None
         self._closed = False
         self._address = ""
@@ -170,6 +183,11 @@ class ClientLogin(asyncio.Protocol):
         self._address = peer[0] if isinstance(peer, tuple) else ""
         self._local = not self._address or self._address in ("127.0.0.1", "::1")
         self._gate.stats.connections += 1
+        if self._greeting.direct and _protocol_agreed(transport) != ALPN:
+            # Somebody may have led another protocol's client here (manual, "SSL Session Encryption").
+            self._closed = True
+            self._transport.abort()
+            return
         self._gate.logins.add(self)
         spawn(self._run(), "login")
         if (oldest := self._gate.unproven.add(self, self._address, self._local)) is not None:
@@ -209,7 +227,7 @@ class ClientLogin(asyncio.Protocol):
         startup: StartupPacket | None = None
         key_id = ""
         try:
-            async with asyncio.timeout(self._gate.auth_timeout or None):
+            async with asyncio.timeout_at(self._deadline()):
                 startup = await self._startup()
                 if startup is None:
                     return
@@ -237,10 +255,17 @@ class ClientLogin(asyncio.Protocol):
             self._gate.logins.discard(self)
             self._gate.unproven.discard(self)
 
+    def _deadline(self) -> float | None:
+        """Return when the login has to be done, on the loop's clock; None for never."""
+        if self._greeting.deadline:
+            return self._greeting.deadline
+        timeout = self._gate.auth_timeout
+        return asyncio.get_running_loop().time() + timeout if timeout else None
+
     async def _startup(self) -> StartupPacket | None:
         """Return the StartupMessage; None for a cancel request, which is served and closed."""
         assert self._transport is not None
-        seen: set[int] = set()
+        seen = set(self._greeting.asked)
         while True:
             packet = read_startup(self._buffer)
             if packet is None:
@@ -248,6 +273,8 @@ class ClientLogin(asyncio.Protocol):
                 continue
             rest = self._buffer[packet.size :]
             if packet.code in (SSL_REQUEST, GSSENC_REQUEST):
+                if self._greeting.encrypted:
+                    raise ProtocolViolation("encryption request on an encrypted connection")
                 if packet.code in seen or rest:
                     # Bytes behind the request would pass as if they had come encrypted (CVE-2021-23214).
                     raise ProtocolViolation("received data after an encryption request")
@@ -256,10 +283,16 @@ class ClientLogin(asyncio.Protocol):
                 self._transport.write(b"N")
                 continue
             self._buffer = rest
+            if packet.code == CANCEL_REQUEST and self._greeting.refused:
+                # Its secret was on the network already; PostgreSQL never answers a cancel request.
+                self._transport.close()
+                return None
             if packet.code == CANCEL_REQUEST:
                 await self._gate.cancel(packet.cancel_pid, packet.cancel_secret)
                 self._transport.close()
                 return None
+            if self._greeting.refused:
+                raise TlsRequired()
             return packet
 
     def _check_room(self) -> None:
@@ -290,7 +323,7 @@ class ClientLogin(asyncio.Protocol):
         if unknown or startup.minor > startup.spoken:
             self._write(negotiate_version(startup.spoken, unknown))
         scram_allowed = "scram-sha-256" in self._gate.methods
-        password_allowed = "password" in self._gate.methods and self._local
+        password_allowed = "password" in self._gate.methods and (self._local or self._greeting.encrypted)
         if user.startswith(_KEY_USER) and scram_allowed:
             key = await self._scram(user, self._keys(startup))
         elif password_allowed:
@@ -304,7 +337,10 @@ class ClientLogin(asyncio.Protocol):
         return key
 
     async def _scram(self, user: str, keys: KeyStore) -> Key:
-        """Run SCRAM-SHA-256; an unknown or expired key gets the same exchange, which then fails."""
+        """Run SCRAM-SHA-256, with channel binding over TLS if the client has it.
+
+        An unknown or expired key gets the same exchange, which then fails.
+        """
         key = await keys.get(user)
         usable = key is not None and key.valid(time.time())
         verifier = (
@@ -312,11 +348,10 @@ class ClientLogin(asyncio.Protocol):
             if key is not None and usable
             else mock_verifier(self._gate.mock_secret, user)
         )
-        exchange = ServerExchange(verifier, secrets.token_urlsafe(18))
-        self._write(AUTH_SASL_SCRAM)
+        end_point = self._greeting.end_point
+        self._write(AUTH_SASL_SCRAM_PLUS if end_point else AUTH_SASL_SCRAM)
         mechanism, client_first = read_initial_response(await self._message())
-        if mechanism != MECHANISM:
-            raise ProtocolViolation("client selected an invalid SASL authentication mechanism")
+        exchange = ServerExchange(verifier, secrets.token_urlsafe(18), mechanism, end_point)
         self._write(sasl_continue(exchange.first(client_first)))
         try:
             final = exchange.final((await self._message())[HEADER:])
@@ -496,6 +531,13 @@ def _why_not(key: Key | None) -> str:
     if key.revoked_at != 0.0 and key.revoked_at <= time.time():
         return "revoked"
     return "wrong" if key.valid(time.time()) else "expired"
+
+
+def _protocol_agreed(transport: asyncio.BaseTransport) -> str | None:
+    """Return the protocol that ALPN chose; None without it."""
+    channel = transport.get_extra_info("ssl_object")
+    chosen: str | None = channel.selected_alpn_protocol() if channel is not None else None
+    return chosen
 
 
 def _database_name(startup: StartupPacket) -> str:

@@ -25,6 +25,7 @@ from proxy.query.functions import SNAPSHOT_QUERY, FunctionCatalog
 from proxy.query.intent import Intent
 from proxy.session.database import Database
 from proxy.tasks import spawn, stop
+from proxy.transport.tls import ServerTls, TlsError
 from proxy.upstream.cluster import LEAST_CONNECTIONS, RANDOM, ROUND_ROBIN, Cluster, Host
 from proxy.upstream.control import Control
 from proxy.upstream.health import Health, Thresholds
@@ -75,6 +76,7 @@ class Served:
             _BALANCE[settings.pools["readonly"].balance],
             settings.health.max_lag,
         )
+        self._tls = {host.name: ServerTls(host.tls) for host in settings.hosts}
         self.controls = {host.name: self._control(host) for host in settings.hosts}
         self.health = Health(
             self.cluster,
@@ -134,7 +136,15 @@ class Served:
             self._tasks.append(spawn(self._listen(), f"{self.name}: key changes"))
 
     def reload(self, settings: model.Database) -> bool:
-        """Take over limits and timeouts; returns False if something else changed too, which needs a restart."""
+        """Take over limits and timeouts; returns False if something else changed too, which needs a restart.
+
+        Certificates are read again, for connections to come.
+        """
+        for host, tls in self._tls.items():
+            try:
+                tls.reload()
+            except TlsError as error:
+                log.error("host %s keeps its certificates: %s", host, error)
         self.query_timeout = settings.timeouts.query
         self.idle_in_transaction = settings.timeouts.idle_in_transaction
         self.client_idle = settings.timeouts.client_idle
@@ -249,6 +259,7 @@ class Served:
             login.user,
             login.password.get_secret_value(),
             settings.pool_defaults.connect_timeout,
+            self._tls[host.name],
         )
 
     def _primary_control(self) -> Control:
@@ -277,6 +288,7 @@ class Served:
             settings.password.get_secret_value(),
             name == "readonly",
             settings.connect_timeout,
+            self._tls[host.name],
         )
 
         def start_opening(wanting: Pool) -> None:

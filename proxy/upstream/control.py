@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Callable, Iterable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import asyncpg
 
 from proxy.errors import UpstreamUnavailable
+from proxy.transport.tls import ServerTls, explain
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -29,10 +31,18 @@ class Control:
     """Control connections to one host."""
 
     def __init__(
-        self, host: str, port: int, database: str, user: str, password: str, connect_timeout: float
+        self,
+        host: str,
+        port: int,
+        database: str,
+        user: str,
+        password: str,
+        connect_timeout: float,
+        tls: ServerTls,
     ) -> None:
         self.host = host
         self.port = port
+        self._tls = tls
         self._arguments: dict[str, Any] = {
             "host": host,
             "port": port,
@@ -105,10 +115,19 @@ class Control:
 
     async def _connect(self) -> asyncpg.Connection[Any]:
         try:
-            connection: asyncpg.Connection[Any] = await asyncpg.connect(**self._arguments)
+            connection: asyncpg.Connection[Any] = await asyncpg.connect(
+                **self._arguments, ssl=for_asyncpg(self._tls)
+            )
             return connection
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
             raise UpstreamUnavailable(extra=f"host={self.host}:{self.port}: {describe(error)}") from error
+
+
+def for_asyncpg(tls: ServerTls) -> ssl.SSLContext | Literal[False, "prefer"]:
+    """Return what asyncpg's `ssl` has to be for a connection as `tls` says: a context means that it must be."""
+    if tls.context is None:
+        return False
+    return "prefer" if tls.mode == "prefer" else tls.context
 
 
 async def _each(pieces: Iterable[memoryview]) -> AsyncIterator[memoryview]:
@@ -118,4 +137,6 @@ async def _each(pieces: Iterable[memoryview]) -> AsyncIterator[memoryview]:
 
 def describe(error: BaseException) -> str:
     """Return what went wrong in a few words; some errors have no text of their own."""
+    if isinstance(error, ssl.SSLError):
+        return explain(error)
     return str(error) or type(error).__name__

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import cast
 
 from proxy.errors import ClientError, ProtocolViolation, UpstreamUnavailable
-from proxy.transport import tcp
+from proxy.transport import tcp, tls
+from proxy.transport.tls import ServerTls, peer_end_point
 from proxy.upstream.server import HIGH_WATER, Server
 from proxy.wire.codes import (
     AUTH_CLEARTEXT,
@@ -35,7 +36,7 @@ from proxy.wire.codes import (
     PROTOCOL_3_0,
 )
 from proxy.wire.messages import error_fields, message, parameters_of
-from proxy.wire.scram import MECHANISM, ClientExchange
+from proxy.wire.scram import ClientExchange
 
 # A role may change its own defaults through a DO block, and startup options win over those; so whatever the
 # policies' safety rests on is fixed here (manual, "Setting Parameters": options of the connection).
@@ -58,6 +59,7 @@ class Login:
     password: str
     read_only: bool
     connect_timeout: float
+    tls: ServerTls
 
     @property
     def address(self) -> str:
@@ -71,12 +73,9 @@ async def connect(login: Login, closed: Callable[[Server], None]) -> Server:
     Raises UpstreamUnavailable, whose extra says what the server or the network answered, within
     connect_timeout.
     """
-    loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(login.connect_timeout or None):
-            sock = await tcp.connect(login.host, login.port)
-            make = loop.create_unix_connection if sock.family == socket.AF_UNIX else loop.create_connection
-            _, protocol = await make(lambda: _LoginProtocol(login, sock), sock=sock)
+            protocol = await _transport(login)
             try:
                 return await protocol.finish(closed)
             except BaseException:
@@ -85,7 +84,31 @@ async def connect(login: Login, closed: Callable[[Server], None]) -> Server:
     except TimeoutError:
         raise _unavailable(login, f"no answer within {login.connect_timeout:g} s") from None
     except OSError as error:
-        raise _unavailable(login, error.strerror or str(error)) from None
+        raise _unavailable(login, tls.explain(error)) from None
+
+
+async def _transport(login: Login) -> _LoginProtocol:
+    """Connect, with TLS where the host's settings say so and the server agrees."""
+    loop = asyncio.get_running_loop()
+    sock = await tcp.connect(login.host, login.port)
+    try:
+        context = await tls.ask_for_tls(sock, login.tls)
+        if sock.family == socket.AF_UNIX:
+            _, protocol = await loop.create_unix_connection(lambda: _LoginProtocol(login, sock), sock=sock)
+        elif context is None:
+            _, protocol = await loop.create_connection(lambda: _LoginProtocol(login, sock), sock=sock)
+        else:
+            _, protocol = await loop.create_connection(
+                lambda: _LoginProtocol(login, None),
+                sock=sock,
+                ssl=context,
+                server_hostname=login.host,
+                ssl_shutdown_timeout=tls.SHUTDOWN_TIMEOUT,
+            )
+    except BaseException:
+        sock.close()
+        raise
+    return protocol
 
 
 def _unavailable(login: Login, reason: str) -> UpstreamUnavailable:
@@ -95,7 +118,7 @@ def _unavailable(login: Login, reason: str) -> UpstreamUnavailable:
 class _LoginProtocol(asyncio.Protocol):
     """Collects whole messages and answers the server's authentication requests."""
 
-    def __init__(self, login: Login, sock: socket.socket) -> None:
+    def __init__(self, login: Login, sock: socket.socket | None) -> None:
         self._login = login
         self._sock = sock
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -121,6 +144,7 @@ class _LoginProtocol(asyncio.Protocol):
             closed,
             time.monotonic(),
             self._sock,
+            self._login.tls,
         )
         # From here on the bytes are the server's; no await stands between ReadyForQuery and this line but the
         # one above, during which PostgreSQL sends nothing unasked but notices.
@@ -215,9 +239,13 @@ class _LoginProtocol(asyncio.Protocol):
             outer = hashlib.md5(inner.encode() + whole[9:13], usedforsecurity=False).hexdigest()
             self._transport.write(message(0x70, b"md5" + outer.encode() + b"\0"))
         elif request == AUTH_SASL:
-            if MECHANISM.encode() not in whole[9:].split(b"\0"):
-                raise UpstreamUnavailable("the server offers no SASL mechanism that we know")
-            self._scram = ClientExchange(self._login.user, self._login.password, secrets.token_urlsafe(18))
+            self._scram = ClientExchange(
+                self._login.user,
+                self._login.password,
+                secrets.token_urlsafe(18),
+                whole[9:].split(b"\0"),
+                peer_end_point(self._transport),
+            )
             self._transport.write(self._scram.first())
         elif request == AUTH_SASL_CONTINUE and self._scram is not None:
             self._transport.write(self._scram.final(whole[9:]))

@@ -20,6 +20,7 @@ from proxy.errors import ClientError, ProtocolViolation, UpstreamUnavailable
 from proxy.query.parameters import Profile
 from proxy.query.prepared import Statement
 from proxy.transport.outlet import Outlet
+from proxy.transport.tls import ServerTls
 from proxy.wire.messages import TERMINATE, close_statement, error_fields
 from proxy.wire.replies import CLOSE, SKIP, Peer, Reply, ReplyQueue
 
@@ -102,10 +103,14 @@ class Server:
         closed: Callable[[Server], None],
         now: float,
         sock: socket.socket | None = None,
+        tls: ServerTls | None = None,
     ) -> None:
         self.transport: asyncio.Transport = transport
         self.outlet = Outlet(transport, sock)
         self.address = address
+        # How its host is reached, for cancel requests; they are encrypted where it is.
+        self.tls: ServerTls | None = tls
+        self.encrypted = sock is None
         self.pid = pid
         self.secret = secret
         self.login = login

@@ -25,6 +25,7 @@ READY_FAILED: Final = b"Z\x00\x00\x00\x05E"
 AUTH_OK: Final = b"R\x00\x00\x00\x08\x00\x00\x00\x00"
 AUTH_CLEARTEXT_PASSWORD: Final = b"R\x00\x00\x00\x08\x00\x00\x00\x03"
 AUTH_SASL_SCRAM: Final = b"R\x00\x00\x00\x17\x00\x00\x00\x0aSCRAM-SHA-256\x00\x00"
+AUTH_SASL_SCRAM_PLUS: Final = b"R\x00\x00\x00\x2a\x00\x00\x00\x0aSCRAM-SHA-256-PLUS\x00SCRAM-SHA-256\x00\x00"
 
 
 def message(kind: i64, body: bytes) -> bytes:

@@ -22,11 +22,19 @@ from proxy.wire.codes import HEADER
 from proxy.wire.messages import cstring_end, message
 
 MECHANISM: Final = "SCRAM-SHA-256"
+MECHANISM_PLUS: Final = "SCRAM-SHA-256-PLUS"
+"""With channel binding: the proof holds only on this TLS connection's server certificate."""
+
+_BINDING: Final = "tls-server-end-point"
 
 MAX_ITERATIONS: Final = 1_000_000
 """Rounds of PBKDF2 that a server may ask of us: a quarter of a second of work. PostgreSQL's default is 4,096."""
 
 _MECHANISM = ScramMechanism(MECHANISM)
+_MECHANISM_PLUS = ScramMechanism(MECHANISM_PLUS)
+
+
+_PLAIN: Final = [MECHANISM.encode()]
 
 
 @final
@@ -74,14 +82,31 @@ def mock_verifier(secret: bytes, user: str) -> Verifier:
 
 @final
 class ServerExchange:
-    """The side that checks a client's proof: `first`, then `final`."""
+    """The side that checks a client's proof: `first`, then `final`.
 
-    def __init__(self, verifier: Verifier, nonce: str) -> None:
+    `mechanism` is what the client selected. `end_point` is the channel binding of the connection; b"" where there
+    is none, and SCRAM-SHA-256-PLUS was not offered.
+    """
+
+    def __init__(
+        self, verifier: Verifier, nonce: str, mechanism: str = MECHANISM, end_point: bytes = b""
+    ) -> None:
+        if mechanism != MECHANISM and not (mechanism == MECHANISM_PLUS and end_point):
+            raise ProtocolViolation("client selected an invalid SASL authentication mechanism")
         stored = (verifier.salt, verifier.stored_key, verifier.server_key, verifier.iterations)
-        self._scram = _MECHANISM.make_server(_Stored(stored), s_nonce=nonce)
+        self._plus: bool = mechanism == MECHANISM_PLUS
+        self._scram = (_MECHANISM_PLUS if self._plus else _MECHANISM).make_server(
+            _Stored(stored), (_BINDING, end_point) if end_point else None, nonce
+        )
 
     def first(self, client_first: bytes) -> str:
-        """Return the server-first message; raises ProtocolViolation if the client's is malformed."""
+        """Return the server-first message; raises ProtocolViolation if the client's is malformed.
+
+        A client that says that it would bind, but saw no offer (flag `y`), has been lied to by somebody on the
+        way where we made one: refused (RFC 5802, section 6).
+        """
+        if client_first.startswith(b"p") and not self._plus:
+            raise ProtocolViolation("malformed SCRAM message: channel binding, but not the mechanism for it")
         try:
             text = client_first.decode("ascii")
             # libpq sends an empty user name, for the startup message has it; scramp wants one (RFC 5802 does).
@@ -103,15 +128,26 @@ class ServerExchange:
 
 @final
 class ClientExchange:
-    """The side that proves a password to a PostgreSQL server: `first`, `final`, `verify`."""
+    """The side that proves a password to a PostgreSQL server: `first`, `final`, `verify`.
 
-    def __init__(self, user: str, password: str, nonce: str) -> None:
-        self._scram = _Client([MECHANISM], user, password, c_nonce=nonce)
+    Of the mechanisms `offered` it takes the one with channel binding where the connection has an `end_point`;
+    raises UpstreamUnavailable where there is none that we know.
+    """
+
+    def __init__(
+        self, user: str, password: str, nonce: str, offered: list[bytes] = _PLAIN, end_point: bytes = b""
+    ) -> None:
+        mechanism = MECHANISM_PLUS if end_point and MECHANISM_PLUS.encode() in offered else MECHANISM
+        if mechanism.encode() not in offered:
+            raise UpstreamUnavailable("the server offers no SASL mechanism that we know")
+        binding = (_BINDING, end_point) if end_point else None
+        self._mechanism: bytes = mechanism.encode()
+        self._scram = _Client([mechanism], user, password, binding, nonce)
 
     def first(self) -> bytes:
         """Return the SASLInitialResponse."""
         text = str(self._scram.get_client_first()).encode()
-        return message(0x70, MECHANISM.encode() + b"\0" + len(text).to_bytes(4, "big") + text)
+        return message(0x70, self._mechanism + b"\0" + len(text).to_bytes(4, "big") + text)
 
     def final(self, server_first: bytes) -> bytes:
         """Return the SASLResponse; raises UpstreamUnavailable if the server's message is malformed or too costly."""

@@ -58,6 +58,31 @@ def test_the_defaults_are_sound() -> None:
             "databases.app.hosts[0].tls.ca_file",
             "no file /nowhere/ca.crt",
         ),
+        (
+            in_database(hosts=[{"tls": {"mode": "verify-ca"}}]),
+            "databases.app.hosts[0].tls.ca_file",
+            "verify-ca needs the CA's certificate",
+        ),
+        (
+            in_database(hosts=[{"tls": {"ca_file": __file__}}]),
+            "databases.app.hosts[0].tls.ca_file",
+            "of no use with mode prefer",
+        ),
+        (
+            in_database(hosts=[{"tls": {"mode": "off", "cert_file": __file__}}]),
+            "databases.app.hosts[0].tls.cert_file",
+            "of no use with mode disable",
+        ),
+        (
+            in_database(hosts=[{"tls": {"mode": "require", "key_file": __file__}}]),
+            "databases.app.hosts[0].tls.key_file",
+            "a key without its certificate",
+        ),
+        (
+            in_database(hosts=[{"host": "/run/postgresql", "tls": {"mode": "require"}}]),
+            "databases.app.hosts[0].tls.mode",
+            "a Unix socket has no TLS",
+        ),
     ],
 )
 def test_finds(tree: dict[str, Any], path: str, message: str) -> None:
@@ -73,6 +98,10 @@ def test_finds(tree: dict[str, Any], path: str, message: str) -> None:
         {"auth": {"methods": ["password"]}, "listen": {"host": "localhost"}},
         {"auth": {"methods": ["password"]}, "listen": {"host": "::1"}},
         in_database(hosts=[{"name": "a", "role": "primary"}, {"name": "b", "role": "replica"}]),
+        in_database(
+            hosts=[{"tls": {"mode": "verify-full", "ca_file": __file__, "cert_file": __file__}}],
+        ),
+        in_database(hosts=[{"host": "/run/postgresql"}]),
         in_database(
             hosts=[{"transport": "cloudflare", "service_token": {"id": "i", "secret": "s"}}],
         ),

@@ -59,6 +59,8 @@ DEFAULTS = {
     "databases.app.hosts.0.service_token": None,
     "databases.app.hosts.0.tls.mode": "prefer",
     "databases.app.hosts.0.tls.ca_file": None,
+    "databases.app.hosts.0.tls.cert_file": None,
+    "databases.app.hosts.0.tls.key_file": None,
     "databases.app.pool_mode": "transaction",
     "databases.app.pools.primary.user": "app_rw",
     "databases.app.pools.primary.min": 2,

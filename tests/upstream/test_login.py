@@ -12,13 +12,16 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from proxy.config import HostTls
 from proxy.errors import UpstreamUnavailable
+from proxy.transport.tls import ServerTls
 from proxy.upstream.login import Login, connect
 from proxy.upstream.server import Server
 from proxy.wire.scram import ServerExchange, Verifier, read_initial_response
 from tests.session.frontend import message, split
 
 PASSWORD = "secret"
+NO_TLS = ServerTls(HostTls(mode="disable"))
 OK = message(b"R", b"\0\0\0\0")
 KEY = message(b"K", struct.pack("!i", 4711) + b"abcd")
 READY = message(b"Z", b"I")
@@ -30,7 +33,7 @@ Answer = Callable[[bytes], bytes]
 
 
 def login(port: int, timeout: float = 5.0, read_only: bool = False) -> Login:
-    return Login("127.0.0.1", port, "app", "app rw", PASSWORD, read_only, timeout)
+    return Login("127.0.0.1", port, "app", "app rw", PASSWORD, read_only, timeout, NO_TLS)
 
 
 class Script(asyncio.Protocol):
