@@ -37,8 +37,9 @@ MAX_STATEMENTS: Final = 500
 MAX_STATEMENT_BYTES: Final = 4 * 1024 * 1024
 """Their texts together: the server keeps each several times, as text, as trees and as plans."""
 
-HIGH_WATER: Final = 262_144
-"""Bytes that wait in a socket's buffer before its peer is paused: one full read."""
+HIGH_WATER: Final = 16_384
+"""Bytes that the kernel did not take, before their peer is paused: a client that stops reading then costs this and
+one full read (256 KiB), and no more however long it stops."""
 
 
 FEW_ANSWERS: Final = 5_000
