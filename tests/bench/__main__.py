@@ -114,11 +114,9 @@ def _chosen(only: Sequence[str]) -> list[Workload]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument(
-        "--quick", action="store_true", help="two rounds of 2 s: for a look, not for publishing"
-    )
-    parser.add_argument("--rounds", type=int, help="rounds of each workload (5)")
-    parser.add_argument("--seconds", type=float, help="seconds of each run (5)")
+    parser.add_argument("--quick", action="store_true", help="two rounds: for a look, not for publishing")
+    parser.add_argument("--rounds", type=int, help="rounds of each workload (10)")
+    parser.add_argument("--seconds", type=float, help="seconds of each run (2)")
     parser.add_argument(
         "--only", action="append", default=[], metavar="NAME", help="simple, simple:64, rows, idle…"
     )
@@ -129,8 +127,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every run there")
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw a chart there")
     options = parser.parse_args()
-    options.rounds = options.rounds or (2 if options.quick else 5)
-    options.seconds = options.seconds or (2 if options.quick else 5)
+    options.rounds = options.rounds or (2 if options.quick else 10)
+    options.seconds = options.seconds or 2
     options.rigs = options.rigs.split(",")
     return options
 

@@ -48,7 +48,13 @@ class Workload:
 
 def _selects() -> list[Workload]:
     return [
-        Workload(f"{mode}:{clients}", f"-S -M {mode}, {clients} clients", mode, clients, ("-S",))
+        Workload(
+            f"{mode}:{clients}",
+            f"-S -M {mode}, {clients} client{'s' if clients > 1 else ''}",
+            mode,
+            clients,
+            ("-S",),
+        )
         for mode in ("simple", "extended", "prepared")
         for clients in (1, 16, 64)
     ]
