@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from pglast.parser import ParseError, fingerprint, parse_sql_json
 
-from proxy.query.facts import HOST_PARAMETERS, Facts
+from proxy.query.facts import HOST_PARAMETERS, POOL_PARAMETER, Facts
 from proxy.query.functions import FunctionCatalog, Verdict
 from proxy.query.intent import PRIMARY, READ, READONLY, SESSION, WRITE, Intent
 from proxy.query.lexer import COMMENT, END, ERROR, Lexer, has_long_operator
@@ -189,12 +189,17 @@ class _Reader:
         if name is not None:
             value = constant(arguments[1]) if len(arguments) > 1 else None
             facts.set_parameter(name, local=local, value=value)
+            if value is None:
+                # NULL gives it back its value of the start, and a parameter may be NULL.
+                facts.change(name.lower(), local=local, reset=True)
         elif not local:
             facts.set_unseen()
 
     def _current_setting(self, arguments: list[Any]) -> None:
         self._facts.literal_dependent = True
         name = constant(arguments[0]) if arguments else None
+        if name is not None and name.lower() == POOL_PARAMETER:
+            self._facts.shows_pool = True
         if name is None or name.lower() in HOST_PARAMETERS:
             self._facts.note(READ, PRIMARY, f"asks for {name.lower() if name else 'a parameter'}")
 
@@ -202,8 +207,11 @@ class _Reader:
         facts = self._facts
         if name in ("pg_advisory_unlock", "pg_advisory_unlock_shared", "pg_advisory_unlock_all"):
             facts.note(SESSION, PRIMARY, f"calls {name}")
-            if name == "pg_advisory_unlock_all":
-                facts.unpins["advisory lock"] = None
+            facts.unpins["advisory lock"] = None
+            return
+        if name in ("currval", "lastval"):
+            facts.note(WRITE, PRIMARY, f"calls {name}")
+            facts.keep("currval")
             return
         if name == "setseed":
             facts.note(SESSION, PRIMARY, "calls setseed")

@@ -33,7 +33,9 @@ class Facts:
         self.pool = ""
         self.sets_pool = False
         self.settings: dict[str, None] = {}
-        self.pin = ""
+        self.resets: dict[str, None] = {}
+        self.shows_pool = False
+        self.pins: dict[str, None] = {}
         self.unpins: dict[str, None] = {}
         self.unclean = ""
         self.lasting = False
@@ -48,6 +50,11 @@ class Facts:
         self._reason = ""
         self._reason_strength = (False, -1)
         self._targets: set[str] = set()
+
+    @property
+    def pin(self) -> str:
+        """Return the first reason for a pin, "" where there is none."""
+        return next(iter(self.pins), "")
 
     def note(self, kind: str, target: str, reason: str) -> None:
         """Add a statement's kind and target, "" for one that may run anywhere; the strongest reason stays."""
@@ -70,8 +77,8 @@ class Facts:
         self.needs_admin = True
 
     def keep(self, pin: str, *, lasting: bool = False) -> None:
-        """Pin the session; the first reason stays. What is lasting can't be reset either."""
-        self.pin = self.pin or pin
+        """Pin the session. What is lasting can't be reset either."""
+        self.pins[pin] = None
         if lasting:
             self.lasting = True
             self.soil(pin)
@@ -93,7 +100,13 @@ class Facts:
             if not reset and value != "none":
                 words = "SET ROLE" if name == "role" else "SET SESSION AUTHORIZATION"
                 self.refuse(f"{words} needs an API key with the permission admin")
-            return
+            if name == "session_authorization":
+                # It changes the role too, and cannot be replayed: nobody else gets the connection as it is.
+                if not local and not reset:
+                    self.keep("session authorization")
+                    self.soil("session authorization")
+                self.change("role", local=local, reset=True)
+                return
         if name == "session_replication_role":
             self.refuse("session_replication_role needs an API key with the permission admin")
         elif name == "seed":
@@ -103,8 +116,22 @@ class Facts:
             self.refuse(f'parameter "{name}" is set by the proxy alone', for_admin=True)
         if name in HOST_PARAMETERS:
             self.note(SESSION, PRIMARY, f"SET {name}")
-        if not local and name not in _TRANSACTION_PARAMETERS:
-            self.settings[name] = None
+        self.change(name, local=local, reset=reset)
+
+    def change(self, name: str, *, local: bool, reset: bool) -> None:
+        """Note that a parameter changes beyond the transaction, unless it is `local`."""
+        if local or name in _TRANSACTION_PARAMETERS:
+            return
+        self.settings[name] = None
+        if reset:
+            self.resets[name] = None
+        else:
+            self.resets.pop(name, None)
+
+    def reset_all(self) -> None:
+        """Add RESET ALL or DISCARD ALL: every parameter is given back its value of the start."""
+        self.settings["all"] = None
+        self.resets = dict.fromkeys([*self.settings])
 
     def set_unseen(self) -> None:
         """Add a change of parameters whose names aren't in the text."""
@@ -125,9 +152,12 @@ class Facts:
             self.ends,
             self.pool,
             self.sets_pool,
-            () if self.sets_pool else tuple(self.settings),
+            tuple(self.settings),
+            tuple(self.resets),
+            self.shows_pool,
             self.pin,
-            tuple(reason for reason in self.unpins if reason != self.pin),
+            tuple(self.pins),
+            tuple(reason for reason in self.unpins if reason not in self.pins),
             self.unclean,
             self.lasting,
             self.refused,

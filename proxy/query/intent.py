@@ -36,7 +36,10 @@ class Intent:
         pool: str,
         sets_pool: bool,
         settings: tuple[str, ...],
+        resets: tuple[str, ...],
+        shows_pool: bool,
         pin: str,
+        pins: tuple[str, ...],
         unpins: tuple[str, ...],
         unclean: str,
         lasting: bool,
@@ -65,12 +68,18 @@ class Intent:
         self.ends: Final = ends
         # The pool asked for by a comment or by SET sluice.pool; any text that the client chose.
         self.pool: Final = pool
-        # The text is one SET or RESET of sluice.pool: the proxy answers it, no server sees it.
+        # The text is one SET or RESET of sluice.pool.
         self.sets_pool: Final = sets_pool
         # Parameters, in lower case, that change beyond the transaction; "all" for RESET ALL and DISCARD ALL.
         self.settings: Final = settings
+        # Those of them that may be given back the value that they had at the start; "all" too.
+        self.resets: Final = resets
+        # It asks for the value of sluice.pool, which no server knows unless it was set.
+        self.shows_pool: Final = shows_pool
         # Why the session must keep its server connection, "" where it needn't.
         self.pin: Final = pin
+        # All the reasons for that, the one above first.
+        self.pins: Final = pins
         # Reasons for a pin that the text takes away; "all" for DISCARD ALL.
         self.unpins: Final = unpins
         # Why the connection must be reset before another session uses it, "" where it needn't.
@@ -97,5 +106,7 @@ class Intent:
         self.normalized: Final = normalized
         # RESET ALL or DISCARD ALL: the identity goes with everything else.
         self.sweeps: Final = unclean == "RESET ALL" or unclean == "DISCARD ALL"
+        # The session has something to do for it before it runs.
+        self.special: Final = bool(pin or unpins or unclean or settings or shows_pool)
         # What every access record of this text shares, encoded; filled by the access log.
         self.log_part: bytes = b""

@@ -121,6 +121,11 @@ def _rename(node: Node, facts: Facts, nested: Nested) -> None:
         facts.defines("ALTER ... RENAME")
 
 
+def _drop(node: Node, facts: Facts, nested: Nested) -> None:
+    facts.defines("DROP")
+    facts.unpins["temporary table"] = None
+
+
 def _drop_owned(node: Node, facts: Facts, nested: Nested) -> None:
     facts.defines("DROP OWNED")
     facts.refuse("DROP OWNED needs an API key with the permission admin")
@@ -174,8 +179,9 @@ def _set(node: Node, facts: Facts, nested: Nested) -> None:
     local = bool(node.get("is_local"))
     if kind == "VAR_RESET_ALL":
         facts.note(SESSION, READONLY, "RESET ALL")
-        facts.settings["all"] = None
+        facts.reset_all()
         facts.soil("RESET ALL")
+        facts.unpins["unseen settings"] = None
     elif kind == "VAR_SET_MULTI":
         _set_modes(name, node.get("args", ()), facts)
     else:
@@ -216,6 +222,7 @@ def _show(node: Node, facts: Facts, nested: Nested) -> None:
         facts.note(READ, PRIMARY, f"asks for {name}")
     else:
         facts.note(READ, READONLY, "SHOW")
+        facts.shows_pool = facts.shows_pool or name == POOL_PARAMETER
 
 
 def _constraints(node: Node, facts: Facts, nested: Nested) -> None:
@@ -229,8 +236,7 @@ def _listen(node: Node, facts: Facts, nested: Nested) -> None:
 
 def _unlisten(node: Node, facts: Facts, nested: Nested) -> None:
     facts.note(SESSION, PRIMARY, "UNLISTEN")
-    if not node.get("conditionname"):
-        facts.unpins["listen"] = None
+    facts.unpins["listen"] = None
 
 
 def _load(node: Node, facts: Facts, nested: Nested) -> None:
@@ -242,7 +248,7 @@ def _discard(node: Node, facts: Facts, nested: Nested) -> None:
     target = node["target"].removeprefix("DISCARD_")
     facts.note(SESSION, READONLY, f"DISCARD {target}")
     if target == "ALL":
-        facts.settings["all"] = None
+        facts.reset_all()
         facts.soil("DISCARD ALL")
         facts.unpins["all"] = None
     elif target == "TEMP":
@@ -281,8 +287,7 @@ def _fetch(node: Node, facts: Facts, nested: Nested) -> None:
 
 def _close(node: Node, facts: Facts, nested: Nested) -> None:
     facts.note(READ, READONLY, "CLOSE")
-    if not node.get("portalname"):
-        facts.unpins["hold cursor"] = None
+    facts.unpins["hold cursor"] = None
 
 
 _WRITES: Final = {
@@ -318,6 +323,7 @@ _HANDLERS: Final[Mapping[str, Callable[[Node, Facts, Nested], None]]] = {
     "DiscardStmt": _discard,
     "DoStmt": _do,
     "DropOwnedStmt": _drop_owned,
+    "DropStmt": _drop,
     "ExecuteStmt": _execute,
     "ExplainStmt": _explain,
     "FetchStmt": _fetch,

@@ -109,7 +109,10 @@ def _statement(head: Sequence[str], facts: Facts) -> None:
     if first == "set":
         _set(head, facts)
     elif first == "reset":
-        facts.settings["all" if second == "all" else _name(head[1:])] = None
+        if second == "all":
+            facts.reset_all()
+        else:
+            facts.set_parameter(_name(head[1:]), local=False, reset=True)
     elif first in ("begin", "start"):
         facts.begins = "read write"
     elif first in _END_TRANSACTION or (first == "prepare" and second == "transaction"):
@@ -141,7 +144,8 @@ def _pins(head: Sequence[str], facts: Facts) -> None:
     elif first == "declare" and any(pair == ("with", "hold") for pair in pairwise(head)):
         facts.keep("hold cursor")
     elif first == "discard" and head[1:2] == ["all"]:
-        facts.settings["all"] = None
+        facts.reset_all()
+        facts.unpins["all"] = None
 
 
 def _set(head: Sequence[str], facts: Facts) -> None:

@@ -21,6 +21,7 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "pool": "",
     "prepares": "",
     "refused": "",
+    "resets": [],
     "sets_pool": False,
     "settings": [],
     "statements": 1,

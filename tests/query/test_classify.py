@@ -35,6 +35,7 @@ def test_text_of_the_corpus(case: dict[str, Any]) -> None:
         "pool": intent.pool,
         "sets_pool": intent.sets_pool,
         "settings": list(intent.settings),
+        "resets": list(intent.resets),
         "pin": intent.pin,
         "unpins": list(intent.unpins),
         "unclean": intent.unclean,

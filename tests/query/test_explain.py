@@ -36,7 +36,7 @@ def test_the_rest_is_told_only_where_there_is_something_to_tell() -> None:
     }
     (line,) = lines("LISTEN a; SET ROLE x; SET b.c = 1 /* sluice: pool=priority */")
     assert line["pin"] == "listen"
-    assert line["settings"] == ["b.c"]
+    assert line["settings"] == ["role", "b.c"]
     assert line["pool"] == "priority"
     assert line["refused"] == "SET ROLE needs an API key with the permission admin"
     (line,) = lines("BEGIN; DO 'x'")

@@ -40,6 +40,7 @@ def test_first_reasons_stay() -> None:
     facts.keep("load", lasting=True)
     facts.soil("DO")
     assert (facts.pin, facts.unclean, facts.lasting) == ("listen", "load", True)
+    assert facts.intent("", "").pins == ("listen", "load")
 
 
 def test_refusal_for_admin_keys_wins() -> None:
