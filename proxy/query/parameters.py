@@ -82,6 +82,7 @@ _WITHOUT_MEANING: Final = frozenset(
         "idle_in_transaction_session_timeout",
         "idle_session_timeout",
         "lock_timeout",
+        "sluice.pool",
         "statement_timeout",
         "transaction_timeout",
     }
@@ -160,6 +161,12 @@ def from_startup(parameters: dict[str, str], options: dict[str, str]) -> tuple[d
         if "\0" in value or len(value) > 4096:
             raise ProtocolViolation("invalid value of a startup parameter")
     return values, pool
+
+
+HIDDEN: Final = frozenset(
+    [b"in_hot_standby", b"default_transaction_read_only", b"session_authorization", b"is_superuser"]
+)
+"""What a server reports of itself and of the pool's login: it changes with routing and is none of a client's."""
 
 
 def reported_name(name: str) -> str | None:

@@ -13,14 +13,17 @@ from proxy.errors import (
     UpstreamUnavailable,
 )
 from proxy.observe.record import route_part
+from proxy.query.facts import POOL_PARAMETER
 from proxy.query.intent import DDL, Intent
+from proxy.query.parameters import HIDDEN
 from proxy.query.prepared import Statement
+from proxy.query.route import pool_problem
 from proxy.session.collect import ClientStatements
 from proxy.session.sending import UNNAMED
-from proxy.session.settings import default_for, read_back_query, readable
+from proxy.session.settings import LASTING, Look
 from proxy.session.state import (
     FOR_IDLE,
-    FOR_READ_BACK,
+    FOR_LOOK,
     FOR_REPLIES,
     FOR_SOCKET,
     FOR_SWEEP,
@@ -40,10 +43,7 @@ log = logging.getLogger(__name__)
 
 _PLAN_CHANGED: Final = b"0A000"
 
-# What a server reports of itself and of the pool's login, which changes with routing and is none of a client's.
-_HIDDEN: Final = frozenset(
-    [b"in_hot_standby", b"default_transaction_read_only", b"session_authorization", b"is_superuser"]
-)
+_READ_ONLY: Final = b"default_transaction_read_only"
 
 
 class Answering(SessionState):
@@ -66,12 +66,14 @@ class Answering(SessionState):
             if reply.sqlstate == _PLAN_CHANGED and reply.statement is not None:
                 # "cached plan must not change result type": its table has changed since it was parsed.
                 self.database.statements.renew()
+            if intent.pin == "currval" and not self.currval_worked:
+                self._unpin(server, ["currval"])
         else:
             if intent.kind == DDL:
                 self.defined = True
                 self.database.statements.renew()
-            if intent.unclean:
-                self._swept(server, intent)
+            if intent.special:
+                self._took_effect(server, intent)
             if reply.statement is not None:
                 reply.statement.proven = True
         database = self.database
@@ -104,19 +106,25 @@ class Answering(SessionState):
             b"",
         )
 
-    def _swept(self, server: Server, intent: Intent) -> None:
-        """Follow a RESET ALL or DISCARD ALL that succeeded."""
-        self.waits &= ~FOR_SWEEP
+    def _took_effect(self, server: Server, intent: Intent) -> None:
+        """Follow a statement that changes what a session keeps, and that succeeded."""
+        if intent.sweeps:
+            self.waits &= ~FOR_SWEEP
         if intent.unclean == "DISCARD ALL":
             label = server.label
             server.forget_session()
             server.label = label
             self.statements = ClientStatements()
             self.profile = self.startup_profile
-        elif intent.unclean == "RESET ALL":
+            self._choose_pool()
+            self._unpin(server, [pin for pin in self.pins if pin not in LASTING])
+        elif "all" in intent.resets:
             server.renew_at = 0.0
-            server.profile = None
-            self.profile = self.startup_profile
+            self._unpin(server, ["unseen settings"])
+        if intent.resets:
+            self.restores = True
+        if intent.pin == "currval":
+            self.currval_worked = True
 
     def undone(self, reply: Reply) -> None:
         """Take back what a Parse or Close that failed, or was never sent, had changed."""
@@ -150,17 +158,37 @@ class Answering(SessionState):
         if self.server is not None:
             self.server.unnamed = None
 
-    def shows(self, name: bytes, value: bytes) -> bool:
-        """Tell whether the client is to see this ParameterStatus: only what changes for itself."""
-        if name in _HIDDEN or self.reported.get(name) == value:
-            return False
+    def shows(self, name: bytes, value: bytes) -> bytes | None:
+        """Return what the client is to see of this ParameterStatus: only what changes for itself."""
+        server = self.server
+        parameter = name.decode("utf-8", "replace").lower()
+        if name in HIDDEN:
+            # Where the client itself chose it, it is told.
+            if name != _READ_ONLY or parameter not in self.touched:
+                return None
+        elif server is not None:
+            default = server.defaults.get(name)
+            chosen = self.profile.get(parameter)
+            if value != (default if chosen is None else chosen.encode()):
+                # Whatever changed it: a function may have.
+                self.touched.setdefault(parameter, False)
+                self.looks = True
+            begun = self.startup_profile.get(parameter)
+            if begun is not None and value == default and self.touched.get(parameter, False):
+                value = self.start_reports.get(name, begun.encode())
+                if name == b"application_name":
+                    # Not tried on a server at the login, so that sessions share what was.
+                    value = begun.encode()
+        if self.reported.get(name) == value:
+            return None
         self.reported[name] = value
-        return True
+        return value
 
     def row(self, reply: Reply, data: bytes, start: i64, end: i64) -> None:
-        """Keep the values that were read back."""
-        if reply.subject is self:
-            self.read_back_row = first_columns(data, start, end)
+        """Keep what the server answered to a look."""
+        look = self.look
+        if look is not None and reply.subject is look:
+            look.row = first_columns(data, start, end)
 
     def injected_failed(self, reply: Reply, data: bytes, start: i64, end: i64) -> None:
         """End the session: its identity or parameters could not be set, so nothing may run for it there."""
@@ -172,6 +200,9 @@ class Answering(SessionState):
                 self.forward(error_response(UpstreamUnavailable(error_fields(data, start, end).get("M", ""))))
             return
         reason = error_fields(data, start, end).get("M", "")
+        if isinstance(reply.subject, Look):
+            log.warning("session %d: the server did not tell its settings: %s", self.pid, reason)
+            return
         log.error("session %d: the server refused its identity or parameters: %s", self.pid, reason)
         server = self.server
         self.fatal(UpstreamUnavailable("the server refused the session's identity or parameters"))
@@ -198,9 +229,10 @@ class Answering(SessionState):
         self.prelude_under_way = False
         if server.replies.status == STATUS_IDLE:
             self.in_transaction = False
-            if self.waits & FOR_READ_BACK != 0:
-                self._apply_read_back(server)
-            elif self.touched and self._read_back(server):
+            self.restores = False
+            if self.look is not None:
+                self._apply_look(server)
+            elif self.looks and self._look(server):
                 return
             statements = self.statements
             if statements.portals or statements.unnamed_portal is not None:
@@ -212,6 +244,8 @@ class Answering(SessionState):
             if self.wrote:
                 self.wrote = False
                 self.last_write = now
+                self.last_writer = server
+                self.last_writer_uses = server.uses
             if not self.pinned and not self.database.session_mode:
                 pool = self.pool
                 self.server = None
@@ -244,28 +278,67 @@ class Answering(SessionState):
         self.waits &= ~FOR_SOCKET
         self.go_on(time.monotonic())
 
-    def _read_back(self, server: Server) -> bool:
-        """Ask the server what the settings are now that the client has touched; True if it was asked."""
-        names = readable(self.touched)
-        if not names:
-            self.touched = {}
+    def _look(self, server: Server) -> bool:
+        """Ask the server about settings that the client has touched, and about pins; True if it was asked."""
+        self.looks = False
+        look = Look(server, self.touched, self.pins)
+        self.touched = {}
+        if not look.needed:
             return False
-        server.replies.push(Reply(QUERY, SKIP, self))
-        server.outlet.write(read_back_query(names))
-        self.waits |= FOR_READ_BACK
+        self.look = look
+        server.replies.push(Reply(QUERY, SKIP, look))
+        server.outlet.write(look.query())
+        self.waits |= FOR_LOOK
         return True
 
-    def _apply_read_back(self, server: Server) -> None:
-        """Make the values that the server reports the session's own."""
-        self.waits &= ~FOR_READ_BACK
-        names = readable(self.touched)
-        self.touched = {}
-        values = dict(self.profile.values)
-        for name, value in zip(names, self.read_back_row, strict=False):
-            text = value.decode("utf-8", "replace") if value is not None else ""
-            if name not in values and text == default_for(server, name):
-                continue
-            values[name] = text
-        self.read_back_row = []
-        self.profile = self.database.profiles.of(values)
-        server.profile = self.profile
+    def _apply_look(self, server: Server) -> None:
+        """Make what the server says the session's own."""
+        self.waits &= ~FOR_LOOK
+        look = self.look
+        self.look = None
+        assert look is not None
+        if not look.answered:
+            # A statement_timeout of next to nothing, say: the session stays where its settings are.
+            if look.touched:
+                self.pin("unseen settings")
+            return
+        profiles = self.database.profiles
+        if look.touched:
+            wanted, actual = look.apply(server, self.profile, self.startup_profile, profiles.empty)
+            self.profile = profiles.of(wanted)
+            server.profile = profiles.of(actual)
+            self._choose_pool()
+        self._unpin(server, look.gone())
+
+    def _choose_pool(self) -> None:
+        """Go by sluice.pool, which is a setting like any other; a pool that the key cannot have is none."""
+        asked = self.profile.get(POOL_PARAMETER) or ""
+        if asked != self.asked_pool:
+            self.asked_pool = "" if pool_problem(asked, self.key.is_admin) else asked
+            self.routed = None
+
+    def pin(self, reason: str) -> None:
+        """Keep the server connection from now on."""
+        if reason in self.pins:
+            return
+        pool = self.pool
+        self.pins.append(reason)
+        if pool is None:
+            return
+        pool.stats.pins.add(reason)
+        log.debug("session %d keeps its connection to %s: %s", self.pid, pool.host, reason)
+        if not self.pinned:
+            self.pinned = reason
+            pool.pinned += 1
+
+    def _unpin(self, server: Server, reasons: list[str]) -> None:
+        """Forget reasons for keeping the connection; without any it is given back, to be reset first."""
+        if not self.pinned:
+            return
+        self.pins = [pin for pin in self.pins if pin not in reasons]
+        if self.pins:
+            self.pinned = self.pins[0]
+            return
+        log.debug("session %d no longer keeps its connection", self.pid)
+        server.unclean = self.pinned
+        self._release_pin()

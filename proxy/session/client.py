@@ -34,6 +34,7 @@ from proxy.errors import (
 )
 from proxy.observe.record import session_part
 from proxy.observe.stats import ProxyStats
+from proxy.query.facts import POOL_PARAMETER
 from proxy.query.parameters import Profile, from_startup
 from proxy.query.route import pool_problem
 from proxy.session.database import Database
@@ -401,6 +402,8 @@ class ClientLogin(asyncio.Protocol):
         reports = dict(database.reports.get(tried) or await _try_on_server(database, tried))
         if application_name:
             values["application_name"] = application_name
+        if pool:
+            values[POOL_PARAMETER] = pool
         reports.update(_HIDDEN_REPORTS)
         reports[b"application_name"] = application_name.encode()
         reports[b"session_authorization"] = parameters["user"].encode()
@@ -416,6 +419,7 @@ class ClientLogin(asyncio.Protocol):
             self._gate.bucket(key),
             self._sock,
         )
+        session.start_reports = database.reports.get(tried, {})
         return session, reports
 
     def _start(self, session: Session, reports: dict[bytes, bytes], database: Database, minor: int) -> None:

@@ -10,11 +10,13 @@ from proxy.errors import (
     PoolExhausted,
     UpstreamUnavailable,
 )
-from proxy.query.intent import Intent
+from proxy.query.facts import POOL_PARAMETER
+from proxy.query.intent import TRANSACTION, Intent
+from proxy.query.parameters import HIDDEN
 from proxy.query.route import Route, choose
 from proxy.session.answering import Answering
 from proxy.session.sending import Writer, undo, write_back, write_prelude, write_unit
-from proxy.session.settings import settings_for
+from proxy.session.settings import probed, settings_for
 from proxy.session.state import FOR_CLIENT, FOR_IDLE, FOR_REPLIES, FOR_SERVER, FOR_SWEEP
 from proxy.session.unit import Unit
 from proxy.upstream.pool import Pool
@@ -24,12 +26,14 @@ from proxy.wire.codes import (
     FE_PARSE,
     FE_QUERY,
     FE_SYNC,
+    IN_TRANSACTION,
 )
 from proxy.wire.messages import (
     PARSE_COMPLETE,
     READY_FAILED,
     READY_IDLE,
     error_response,
+    parameter_status,
 )
 
 MAX_REPLIES: Final = 10_000
@@ -62,7 +66,7 @@ class Lending(Answering):
                     self.forward(READY_IDLE)
                 unit.clear()
                 return
-        elif not (self.in_transaction or self.pinned or self.awaits_sync):
+        elif not (self.in_transaction or self.pinned or self.awaits_sync or self.database.session_mode):
             # What runs no statement (a Sync alone, behind a COPY) belongs to what is under way.
             if server.replies.head is not None and unit.intent is not None:
                 route = self._route_of(unit)
@@ -107,10 +111,11 @@ class Lending(Answering):
         route = choose(intent, key.can_write, key.is_admin, "", self.asked_pool, key.default_pool)
         if route.host_role == "primary":
             return route
-        if (unfinished and not unit.begins) or not self.database.routing:
-            # More may follow in the same implicit transaction, perhaps a write; or reads are not told apart.
+        database = self.database
+        if (unfinished and not unit.begins) or not database.routing or database.session_mode:
+            # More may follow on the same connection, perhaps a write; or reads are not told apart.
             return choose(
-                self.database.unfinished, key.can_write, key.is_admin, "", self.asked_pool, key.default_pool
+                database.unfinished, key.can_write, key.is_admin, "", self.asked_pool, key.default_pool
             )
         self.routed = intent
         self.routed_to = route
@@ -131,10 +136,16 @@ class Lending(Answering):
             self._unsent(unit, error)
             return None
         for intent in unit.special:
-            if intent.pin and not pool.may_pin():
+            if intent.pin and not self.database.session_mode and not pool.may_pin():
                 self._unsent(unit, self._too_many_pins(pool))
                 return None
         self.pool = pool
+        if unit.special and self._asks_for_currval(unit):
+            writer = self.last_writer
+            if writer is not None and pool.take_again(self, writer, self.last_writer_uses):
+                self.last_writer_uses += 1
+                self.server = writer
+                return writer
         server = pool.take(self, now)
         if server is None:
             self.held_unit = unit
@@ -142,6 +153,23 @@ class Lending(Answering):
             return None
         self.server = server
         return server
+
+    def _asks_for_currval(self, unit: Unit) -> bool:
+        """Tell whether the unit asks for what a sequence gave to this session."""
+        return any("currval" in intent.pins for intent in unit.special)
+
+    def _foresee(self, server: Server, unit: Unit, now: float) -> bool:
+        """See to what statements of `unit` need before an idle connection serves them; False if it is reset first."""
+        for intent in unit.special:
+            if intent.shows_pool and POOL_PARAMETER not in self.profile.names:
+                # To a server it is a parameter that does not exist until it is set.
+                self.profile = self.database.profiles.of({**dict(self.profile.values), POOL_PARAMETER: ""})
+        if server.label and not self.pinned and self._asks_for_currval(unit):
+            if server is not self.last_writer or server.uses != self.last_writer_uses:
+                # Others have used it: PostgreSQL is to say that this session has no value there.
+                self._reset_first(server, unit, now)
+                return False
+        return True
 
     def _too_many_pins(self, pool: Pool) -> PoolExhausted:
         return PoolExhausted(
@@ -153,15 +181,22 @@ class Lending(Answering):
         """Send `unit`, behind whatever the server connection lacks, in one write."""
         out = self.out
         idle = not (self.in_transaction or self.awaits_sync) and server.replies.head is None
+        if idle and unit.special and not self._foresee(server, unit, now):
+            return
         if idle and (
-            now >= server.renew_at or server.label != self.identity or server.profile is not self.profile
+            now >= server.renew_at
+            or server.label != self.identity
+            or server.profile is not self.profile
+            or server.family != self.family
         ):
             if not self._prepare(server, unit, out, now):
                 return
-        sweeps = unit.sweeps
+        elif self.restores and self.in_transaction and server.replies.head is None:
+            self._restore(server, unit, out, now)
+        decides = unit.sweeps
         for intent in unit.special:
-            if intent.sweeps:
-                sweeps = True
+            if self._decides_what_follows(intent):
+                decides = True
             error = self._before(server, intent)
             if error is not None:
                 first = unit.first
@@ -195,11 +230,19 @@ class Lending(Answering):
         if server.replies.length > MAX_REPLIES:
             self.waits |= FOR_REPLIES
             server.crowded = True
-        if sweeps and not self.awaits_sync:
-            # It takes away the identity and what is prepared: what follows needs them again.
+        if decides and not self.awaits_sync:
             self.waits |= FOR_IDLE
         if self.waits & FOR_CLIENT != 0:
             server.pause_reading()
+
+    def _decides_what_follows(self, intent: Intent) -> bool:
+        """Tell whether what follows a statement has to wait until that has taken effect.
+
+        It takes away the identity, what is prepared, or values of the start; or it chooses the pool.
+        """
+        if intent.resets and (self.startup_profile.values or "all" in intent.resets):
+            return True
+        return POOL_PARAMETER in intent.settings
 
     def _prepare(self, server: Server, unit: Unit, out: Writer, now: float) -> bool:
         """Put the session's identity and parameters in front of the unit.
@@ -209,6 +252,8 @@ class Lending(Answering):
         if server.label != "" and server.label != self.identity:
             raise AssertionError("a server connection under another identity's label was lent")
         database = self.database
+        if server.family != self.family:
+            self._tell_differences(server)
         settings = settings_for(server, self.profile, database.profiles.empty)
         if settings is None:
             self._reset_first(server, unit, now)
@@ -250,6 +295,34 @@ class Lending(Answering):
         expires = now + database.wall_offset + database.server_offset + database.token_ttl
         return database.signer.sign(self.identity, server.pid, server.login, int(expires))
 
+    def _restore(self, server: Server, unit: Unit, out: Writer, now: float) -> None:
+        """Set again, within the transaction, what a RESET took away from it.
+
+        Not in front of a statement that ends it or that has to be its first. What is set now goes if the
+        transaction is rolled back, so all of it counts as missing when that ends.
+        """
+        intent = unit.intent
+        if server.replies.status != IN_TRANSACTION or intent is None or intent.kind == TRANSACTION:
+            return
+        self.restores = False
+        settings = [each for each in self.startup_profile.values if self.touched.get(each[0], False)]
+        if server.renew_at == 0.0 and self.database.signer is not None:
+            settings.append(("sluice.identity", self._claim(server, now)))
+        if settings:
+            write_prelude(server, settings, out)
+
+    def _tell_differences(self, server: Server) -> None:
+        """Tell the client which parameters of its own have other values on this server connection."""
+        self.family = server.family
+        names = self.profile.names
+        for name, value in server.defaults.items():
+            parameter = name.decode("utf-8", "replace").lower()
+            if name in HIDDEN or name not in server.replies.parameters or parameter in names:
+                continue
+            if name != b"application_name" and self.reported.get(name) != value:
+                self.reported[name] = value
+                self.forward(parameter_status(name, value))
+
     def _reset_first(self, server: Server, unit: Unit, now: float) -> None:
         """Have the connection reset: it carries settings whose defaults are not known here."""
         pool = self.pool
@@ -264,23 +337,39 @@ class Lending(Answering):
 
     def _before(self, server: Server, intent: Intent) -> ClientError | None:
         """Do what a statement other than a plain read asks for before it runs: pin, mark, track."""
-        if intent.pin and not self.pinned:
+        if intent.pin and not self.database.session_mode:
             pool = self.pool
             assert pool is not None
-            if not pool.may_pin():
+            if not self.pinned and not pool.may_pin():
                 return self._too_many_pins(pool)
-            pool.pinned += 1
-            self.pinned = intent.pin
-            pool.stats.pins.add(intent.pin)
+            for reason in intent.pins:
+                self.pin(reason)
+                # At the end of the transaction: what failed, was rolled back or dropped pins no longer.
+                self.looks = self.looks or probed(reason)
+        for reason in intent.unpins:
+            if reason in self.pins:
+                self.looks = True
         if intent.unclean and not intent.sweeps:
             server.unclean = intent.unclean
+            server.renew_at = 0.0
         if intent.lasting:
             # DISCARD ALL would not take it away.
             server.retire_at = _NOW
         if intent.settings:
-            for name in intent.settings:
-                self.touched[name] = True
+            self._touch(server, intent)
         return None
+
+    def _touch(self, server: Server, intent: Intent) -> None:
+        """Note which settings a statement may change."""
+        touched = self.touched
+        for name in intent.settings:
+            if name != "all":
+                touched[name] = name in intent.resets
+                continue
+            held = server.profile.names if server.profile is not None else ()
+            for each in [*touched, *self.profile.names, *self.startup_profile.names, *held]:
+                touched[each] = True
+        self.looks = self.looks or bool(touched)
 
     def granted(self, server: Server) -> None:
         """Go on with the unit that waited for a server connection."""

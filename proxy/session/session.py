@@ -23,7 +23,7 @@ from proxy.errors import (
     ProtocolViolation,
     RateLimitExceeded,
 )
-from proxy.query.intent import READ, Intent
+from proxy.query.intent import DDL, READ, Intent
 from proxy.query.route import pool_problem, refusal
 from proxy.session.collect import read_message
 from proxy.session.lending import Lending
@@ -219,7 +219,7 @@ class Session(Lending):
             return
         unit = self.unit
         if intent.kind != READ or intent.refused or self.bucket is not None:
-            if intent.sets_pool or intent.deallocates:
+            if intent.deallocates:
                 if self._answer(intent, message):
                     return
             if message.error is None:
@@ -308,10 +308,14 @@ class Session(Lending):
         """Return why a statement may not run, None where it may."""
         key = self.key
         reason = refusal(intent, key.can_write, key.is_admin)
-        if reason:
+        if reason and not self._may_drop(intent):
             error: ClientError = InsufficientPermissions(reason)
             self._denied(intent, error)
             return error
+        if intent.sets_pool:
+            problem = pool_problem(intent.pool, key.is_admin)
+            if problem:
+                return InvalidParameter(problem)
         bucket = self.bucket
         if bucket is not None:
             wait = bucket.take(now)
@@ -324,11 +328,20 @@ class Session(Lending):
                 return error
         return None
 
+    def _may_drop(self, intent: Intent) -> bool:
+        """Tell whether a DROP may mean the session's own temporary table; of another's PostgreSQL refuses it."""
+        return (
+            intent.kind == DDL
+            and not intent.refused
+            and "temporary table" in intent.unpins
+            and "temporary table" in self.pins
+        )
+
     def _answer(self, intent: Intent, message: Message) -> bool:
         """Answer a statement that no server is to see, in its turn; False where it is not one."""
         named = self.statements.named
         name = intent.deallocates.encode()
-        if not intent.sets_pool and (intent.statements != 1 or (name != b"all" and name not in named)):
+        if intent.statements != 1 or (name != b"all" and name not in named):
             return False
         server = self.server
         if server is not None and server.replies.head is not None:
@@ -337,13 +350,6 @@ class Session(Lending):
             return True
         if self.in_transaction and server is not None and server.replies.status == FAILED_TRANSACTION:
             return False
-        if intent.sets_pool:
-            problem = pool_problem(intent.pool, self.key.is_admin)
-            if problem:
-                message.error = InvalidParameter(problem)
-                return False
-            self._set_pool(intent)
-            return True
         if name == b"all":
             self.statements.named = {}
             self.statements.named_bytes = 0
@@ -352,14 +358,6 @@ class Session(Lending):
         tag = b"DEALLOCATE ALL" if name == b"all" else b"DEALLOCATE"
         self.forward(command_complete(tag) + ready(IN_TRANSACTION if self.in_transaction else STATUS_IDLE))
         return True
-
-    def _set_pool(self, intent: Intent) -> None:
-        """Answer SET sluice.pool."""
-        pool = intent.pool
-        self.asked_pool = pool or self.started_pool
-        self.routed = None
-        status = IN_TRANSACTION if self.in_transaction else STATUS_IDLE
-        self.forward(command_complete(b"SET" if pool else b"RESET") + ready(status))
 
     def _refuse_function_call(self, data: bytes, start: i64, end: i64, now: float) -> None:
         """Refuse a FunctionCall in its turn; like a Query it is answered with a ReadyForQuery."""

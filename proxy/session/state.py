@@ -32,6 +32,7 @@ from proxy.query.route import Route
 from proxy.session.collect import ClientStatements
 from proxy.session.database import Database
 from proxy.session.sending import Writer
+from proxy.session.settings import Look
 from proxy.session.unit import Unit
 from proxy.transport.outlet import Outlet
 from proxy.upstream.pool import Pool
@@ -48,7 +49,7 @@ FOR_IDLE: Final[i64] = 2  # the end of what is under way, to change to another c
 FOR_CLIENT: Final[i64] = 4  # the client to read
 FOR_SOCKET: Final[i64] = 8  # the server to read
 FOR_REPLIES: Final[i64] = 16  # the reply queue to become shorter
-FOR_READ_BACK: Final[i64] = 32  # the values of settings that the client changed
+FOR_LOOK: Final[i64] = 32  # what the server says of settings and pins
 FOR_SWEEP: Final[i64] = 64  # the answer to a RESET ALL or DISCARD ALL in the middle of a transaction
 
 
@@ -76,15 +77,20 @@ class SessionState(Borrower):
         self.log_part = log_part
         self.bucket: TokenBucket | None = bucket
         self.asked_pool = asked_pool
-        self.started_pool = asked_pool
         self.startup_profile = profile
         self.profile = profile
         self.statements = ClientStatements()
+        # What the client was told of parameters; what its start's values are to a server; and the family of the
+        # server connections that what it was told is true of.
         self.reported: dict[bytes, bytes] = {}
+        self.start_reports: dict[bytes, bytes] = {}
+        self.family: int = 0
         # The server connection it holds, the pool it waits at, and why it keeps its connection ("" if not).
         self.server: Server | None = None
         self.pool: Pool | None = None
         self.pinned: str = ""
+        self.pins: list[str] = []
+        self.currval_worked = False
         # Input that has come but is not worked on yet, and what the session waits for.
         self.pending: bytes = b""
         self.waits: i64 = 0
@@ -113,8 +119,16 @@ class SessionState(Borrower):
         # The transaction has run DDL.
         self.defined = False
         self.last_write: float = 0.0
+        # The connection of the last write, and its uses then: currval() means this one, unless others used it since.
+        self.last_writer: Server | None = None
+        self.last_writer_uses: i64 = 0
+        # Settings that this transaction may have changed, and whether they may have been reset; whether the
+        # server is to be asked about them, or about pins, when it ends.
         self.touched: dict[str, bool] = {}
-        self.read_back_row: list[bytes | None] = []
+        self.looks = False
+        self.look: Look | None = None
+        # In a transaction: values of the session's start, or its identity, were reset and are set again.
+        self.restores = False
         # Nothing more is taken in; it ends when all is answered, with a FATAL error where there is one.
         self.ending = False
         self.last_words: ClientError | None = None
@@ -208,7 +222,12 @@ class SessionState(Borrower):
 
     def idle(self) -> bool:
         """Tell whether the session has nothing under way, so that a drain may end it."""
-        return self.server is None and self.held_unit is None and not self.pending and not self.in_transaction
+        server = self.server
+        if server is not None and (
+            not (self.pinned or self.database.session_mode) or self.awaits_sync or not server.replies.empty
+        ):
+            return False
+        return self.held_unit is None and not self.pending and not self.in_transaction
 
     def fatal(self, error: ClientError) -> None:
         """Tell the client why, and end the session."""
@@ -267,6 +286,8 @@ class SessionState(Borrower):
             return
         if was_pinned:
             server.unclean = was_pinned
+        elif self.database.session_mode:
+            server.unclean = "session mode"
         if server.replies.status != STATUS_IDLE:
             pool.roll_back(server, now)
         else:
@@ -275,6 +296,8 @@ class SessionState(Borrower):
     def _release_pin(self) -> None:
         if self.pinned:
             self.pinned = ""
+            self.pins = []
+            self.currval_worked = False
             if self.pool is not None:
                 self.pool.pinned -= 1
 

@@ -114,7 +114,7 @@ class Unit:
             known is not intent and known.kind == READ and (intent.kind != READ or intent.target != READONLY)
         ):
             self.intent = intent
-        if intent.pin or intent.unclean or intent.settings:
+        if intent.special:
             self.special.append(intent)
         if intent.kind != READ:
             self.reads_only = False

@@ -62,9 +62,9 @@ class Errand(Borrower):
         if self.server is not None:
             self.server.fail(UpstreamUnavailable("a server asked for COPY data out of turn"))
 
-    def shows(self, name: bytes, value: bytes) -> bool:
+    def shows(self, name: bytes, value: bytes) -> bytes | None:
         """Show no client what the proxy's own statement changed."""
-        return False
+        return None
 
     def row(self, reply: Reply, data: bytes, start: i64, end: i64) -> None:
         """Keep a row."""

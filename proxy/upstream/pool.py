@@ -152,6 +152,16 @@ class Pool:
         self._grow()
         return None
 
+    def take_again(self, borrower: Borrower, server: Server, uses: i64) -> bool:
+        """Lend `server` if nobody has used it since it had served so many; False where that is not so."""
+        shelf = self.idle.get(server.label)
+        if server.uses != uses or shelf is None or server not in shelf:
+            return False
+        shelf.remove(server)
+        self.idle_count -= 1
+        server.lend(borrower)
+        return True
+
     def leave(self, borrower: Borrower) -> None:
         """Take `borrower` out of the queue of those who wait."""
         self.waiters.remove(borrower)

@@ -17,7 +17,7 @@ from typing import Final, final
 from mypy_extensions import i64, mypyc_attr
 
 from proxy.errors import ClientError, ProtocolViolation, UpstreamUnavailable
-from proxy.query.parameters import Profile
+from proxy.query.parameters import HIDDEN, Profile
 from proxy.query.prepared import Statement
 from proxy.transport.outlet import Outlet
 from proxy.transport.tls import ServerTls
@@ -122,6 +122,8 @@ class Server:
         self.replies.parameters = parameters
         # What it reported at its login: the defaults of its login and database.
         self.defaults: dict[bytes, bytes] = dict(parameters)
+        # The same number for connections that report the same of what clients are shown.
+        self.family: int = hash(frozenset([each for each in parameters.items() if each[0] not in HIDDEN])) | 1
         self.last_byte_at: float = now
         # Whose claim it carries, "" for nobody's, and when that has to be renewed (monotonic seconds).
         self.label: str = ""

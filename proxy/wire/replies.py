@@ -49,7 +49,7 @@ from proxy.wire.codes import (
     MAX_HELD,
     MAX_MESSAGE,
 )
-from proxy.wire.messages import affected_rows, parameters_of, sqlstate
+from proxy.wire.messages import affected_rows, parameter_status, parameters_of, sqlstate
 
 # What was sent.
 NOTHING: Final = 0  # a Flush: owes nothing and is never queued
@@ -120,8 +120,8 @@ class Peer:
         """Learn that a Parse or Close did not take effect."""
         raise AssertionError
 
-    def shows(self, name: bytes, value: bytes) -> bool:
-        """Tell whether the client is to see this ParameterStatus."""
+    def shows(self, name: bytes, value: bytes) -> bytes | None:
+        """Return the value that the client is to see in this ParameterStatus, None where it is to see none."""
         raise AssertionError
 
     def row(self, reply: Reply, data: bytes, start: i64, end: i64) -> None:
@@ -418,11 +418,15 @@ class ReplyQueue:
         name, value = parameters_of(self._data, pos, end)
         self.parameters[name] = value
         head = self.head
-        shown = self.peer is not None and self.peer.shows(name, value)
-        if not shown:
+        peer = self.peer
+        shown = peer.shows(name, value) if peer is not None else None
+        if peer is None or shown is None:
             self._cut(pos, end)
-        elif head is not None and head.mode != FORWARD and self.peer is not None:
-            self.peer.forward(self._data[pos:end])
+        elif shown != value:
+            self._cut(pos, end)
+            peer.forward(parameter_status(name, shown))
+        elif head is not None and head.mode != FORWARD:
+            peer.forward(self._data[pos:end])
             self._run = end
 
     def _copy_in(self, head: Reply) -> None:

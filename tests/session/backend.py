@@ -79,14 +79,29 @@ class Ran:
 
 
 _SET_CONFIG = re.compile(r"pg_catalog\.set_config\((\$\d+|'[^']*'), (\$\d+|'[^']*'), false\)")
-_CURRENT = re.compile(r"pg_catalog\.current_setting\('([^']*)', true\)")
+_COLUMN = re.compile(
+    r"current_setting\('([^']*)', true\)|lower\(s\.name\) OPERATOR\(pg_catalog\.=\) '([^']*)'"
+    r"|(pg_listening_channels|pg_depend|pg_cursors|pg_locks|pg_prepared_statements)"
+)
+_KEEPS = {
+    "LISTEN": "pg_listening_channels",
+    "CREATE TEMP": "pg_depend",
+    "DECLARE": "pg_cursors",
+    "SELECT pg_advisory_lock": "pg_locks",
+}
+_LETS_GO = {
+    "UNLISTEN *": "pg_listening_channels",
+    "DROP TABLE": "pg_depend",
+    "CLOSE": "pg_cursors",
+    "SELECT pg_advisory_unlock": "pg_locks",
+}
 _SET = re.compile(r'SET (LOCAL |SESSION )?"?([\w.]+)"? (?:=|TO) \'?([^\']*)\'?\Z', re.IGNORECASE)
 _WORDS = {
     *("SELECT", "INSERT", "UPDATE", "DELETE", "COPY", "SET", "RESET", "DISCARD"),
-    *("LISTEN", "UNLISTEN", "CREATE", "DROP", "DO", "LOAD"),
+    *("LISTEN", "UNLISTEN", "CREATE", "DROP", "DO", "LOAD", "DECLARE", "CLOSE"),
 }
 REPORTED = {"timezone": "TimeZone", "datestyle": "DateStyle", "application_name": "application_name"}
-DEFAULTS = {"timezone": "UTC", "datestyle": "ISO, MDY", "application_name": ""}
+DEFAULTS = {"timezone": "UTC", "datestyle": "ISO, MDY", "application_name": "", "work_mem": "4096"}
 
 
 class Failed(Exception):
@@ -101,12 +116,14 @@ class Backend:
         self.pool = pool
         self.pid = pid
         self.transport = FakeTransport(self._written)
-        parameters = {REPORTED[name].encode(): value.encode() for name, value in DEFAULTS.items()}
+        parameters = {reported.encode(): DEFAULTS[name].encode() for name, reported in REPORTED.items()}
         self.server = Server(
             self.transport, f"{pool.host}:5432", pid, b"secr", parameters, pool.name, pool.closed, world.now
         )
         self.status = "I"
         self.settings = dict(DEFAULTS)
+        # What it keeps that pins a session, by the view that tells of it.
+        self.kept: set[str] = set()
         self.statements: dict[str, str] = {}
         # The TimeZone under which each statement was parsed last.
         self.parsed_under: dict[str, str] = {}
@@ -350,18 +367,24 @@ class Backend:
         if word not in _WORDS:
             raise Failed("42601")
         self._uncommitted.append(sql)
+        self.kept |= {view for start, view in _KEEPS.items() if sql.startswith(start)}
+        self.kept -= {view for start, view in _LETS_GO.items() if sql.startswith(start)}
         if word == "SELECT":
             values = self._select(sql, bound)
             return f"SELECT {len(values)}", values
         if word == "COPY":
             self._copying = sql
             self._put(b"G", b"\0\0\0")
+        elif word == "RESET" and sql != "RESET ALL":
+            name = sql.removeprefix("RESET ").lower()
+            self._change({**self.settings, name: DEFAULTS.get(name, "")})
         elif word in ("DISCARD", "RESET"):
             if self.status != "I" and word == "DISCARD":
                 raise Failed("25001")
             self._change(dict(DEFAULTS))
             if word == "DISCARD":
                 self.statements = {}
+                self.kept = set()
                 self.user = ""
                 return "DISCARD ALL", None
         elif word == "SET":
@@ -384,13 +407,23 @@ class Backend:
             for name, value in calls:
                 self._set(_value(name, bound), _value(value, bound))
             return ["set"]
-        asked = _CURRENT.findall(sql)
+        asked = _COLUMN.findall(sql)
         if asked:
-            return ["\0".join(self.settings.get(name, "") for name in asked)]
+            return ["\0".join(self._column(*each) for each in asked)]
         matched = re.match(r"SELECT (\d+) TIMES '(.)'", sql)
         if matched:
             return [matched[2] * 1000] * int(matched[1])
         return [sql.removeprefix("SELECT ")]
+
+    def _column(self, setting: str, origin: str, view: str) -> str:
+        """Return what the answer to a look says."""
+        if view:
+            return "t" if view in self.kept else "f"
+        if setting:
+            return self.settings.get(setting, "")
+        default = DEFAULTS.get(origin, "")
+        changed = self.settings.get(origin, default) != default
+        return ("session " if changed else "default ") + default
 
     def _set(self, name: str, value: str) -> None:
         if value == "bogus":

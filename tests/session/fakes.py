@@ -148,6 +148,8 @@ class World:
         key = Key("ctm_" + user.ljust(12, "0"), user, user, permissions, SECRET_SHA256, "")
         key.rate_limit_per_minute = rate
         transport = FakeTransport()
+        if pool:
+            settings = {**(settings or {}), "sluice.pool": pool}
         session = Session(
             self.database,
             transport,
@@ -158,7 +160,7 @@ class World:
             session_part(key.id, user, "127.0.0.1", "", "app"),
             TokenBucket(rate, self.now) if rate else None,
         )
-        session.reported = {REPORTED[name].encode(): value.encode() for name, value in DEFAULTS.items()}
+        session.reported = {reported.encode(): DEFAULTS[name].encode() for name, reported in REPORTED.items()}
         for name, value in (settings or {}).items():
             session.reported[REPORTED.get(name, name).encode()] = value.encode()
         session.on_abandon = self.abandoned.append

@@ -134,12 +134,37 @@ def test_without_a_primary_a_write_is_refused_and_a_read_is_served() -> None:
 # -- choosing a pool
 
 
-def test_set_sluice_pool_is_answered_by_the_proxy(world: World) -> None:
+def test_set_sluice_pool_decides_where_the_next_statement_goes(world: World) -> None:
     client = world.client()
     assert tags(client.ask(query("SET sluice.pool = 'background'"), query(READ))) == ["SET", "SELECT 1"]
     assert world.of("background")[0].sql == [READ]
     assert tags(client.ask(query("RESET sluice.pool"), query(READ))) == ["RESET", "SELECT 1"]
-    assert world.of("readonly")[0].sql == [READ]
+    assert world.of("readonly")[0].sql[-1] == READ
+
+
+@pytest.mark.parametrize("sql", ["SET sluice.pool = 'background'", "RESET sluice.pool"])
+def test_a_pool_is_chosen_in_the_extended_protocol_too(world: World, sql: str) -> None:
+    client = world.client(pool="priority")
+    client.ask(run(sql), run(READ))
+    chosen = "background" if sql.startswith("SET") else "priority"
+    assert READ in world.of(chosen)[0].sql
+    assert client.session.asked_pool == chosen
+    assert kinds(client.ask(run("SET sluice.pool = 'none'"))) == "E:22023 ZI"
+    assert client.session.asked_pool == chosen
+
+
+def test_a_pool_chosen_in_a_transaction_is_not_if_that_is_rolled_back(world: World) -> None:
+    client = world.client()
+    client.ask(query("BEGIN"), query("SET sluice.pool = 'background'"), query("ROLLBACK"))
+    assert client.session.asked_pool == ""
+    client.ask(query("BEGIN"), query("SET sluice.pool = 'background'"), query("COMMIT"))
+    assert client.session.asked_pool == "background"
+
+
+def test_the_pool_can_be_shown_before_it_was_chosen(world: World) -> None:
+    client = world.client()
+    client.ask(query("SELECT current_setting('sluice.pool')"))
+    assert world.backends[0].settings["sluice.pool"] == ""
 
 
 def test_set_sluice_pool_is_answered_in_its_turn(world: World) -> None:

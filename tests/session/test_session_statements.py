@@ -6,7 +6,7 @@ import pytest
 
 from proxy.session.collect import MAX_STATEMENT_BYTES
 from proxy.upstream.server import MAX_STATEMENTS
-from tests.session.backend import Backend
+from tests.session.backend import DEFAULTS, Backend
 from tests.session.fakes import Client, World
 from tests.session.frontend import (
     FLUSH,
@@ -325,11 +325,23 @@ def test_a_setting_is_no_other_sessions(world: World) -> None:
 def test_a_setting_without_a_known_default_is_reset_before_another_session(world: World) -> None:
     world = World(maximum=1)
     client, other = world.client(), world.client()
+    client.ask(query("SET a.b = '1'"))
+    (backend,) = world.backends
+    assert kinds(other.ask(query(READ))) == "T D C ZI"
+    assert "DISCARD ALL" in [ran.sql for ran in backend.ran]
+    assert "a.b" not in backend.settings
+    client.ask(query(READ))
+    assert backend.settings["a.b"] == "1"
+
+
+def test_a_default_that_was_learned_is_set_again_for_another_session(world: World) -> None:
+    world = World(maximum=1)
+    client, other = world.client(), world.client()
     client.ask(query("SET work_mem = '1MB'"))
     (backend,) = world.backends
     assert kinds(other.ask(query(READ))) == "T D C ZI"
-    assert backend.ran[-3].sql == "DISCARD ALL"
-    assert "work_mem" not in backend.settings
+    assert backend.settings["work_mem"] == DEFAULTS["work_mem"]
+    assert "DISCARD ALL" not in [ran.sql for ran in backend.ran]
     client.ask(query(READ))
     assert backend.settings["work_mem"] == "1MB"
 

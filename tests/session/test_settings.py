@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from proxy.query.parameters import Profiles
-from proxy.session.settings import default_for, read_back_query, readable, settings_for
+from proxy.session.settings import Look, default_for, settings_for
 from proxy.upstream.server import Server
 from tests.session.backend import FakeTransport
 from tests.session.frontend import query
@@ -49,11 +49,71 @@ def test_defaults_are_what_the_server_reported_at_its_login() -> None:
     assert default_for(made, "integer_datetimes") is None
 
 
-def test_the_touched_settings_are_read_in_one_row() -> None:
-    touched = dict.fromkeys(["timezone", "all", "a.b", "été.x", "x'y", "1"], True)
-    names = readable(touched)
-    assert names == ["timezone", "a.b"]
-    assert read_back_query(names) == query(
+def look(touched: dict[str, bool], pins: list[str], *row: str | None) -> Look:
+    made = Look(server(), touched, pins)
+    made.row = [None if value is None else value.encode() for value in row]
+    return made
+
+
+def test_only_what_may_stand_in_a_statement_is_asked_about() -> None:
+    asked = look(dict.fromkeys(["timezone", "a.b", "été.x", "x'y", "1"], False), ["load"])
+    assert asked.query() == query(
         "SELECT pg_catalog.current_setting('timezone', true), pg_catalog.current_setting('a.b', true)"
     )
-    assert readable({"all": True}) == []
+    assert look({"é": True}, []).needed is False
+    assert look({}, ["load", "currval"]).needed is False
+
+
+def test_origins_are_asked_for_where_they_matter() -> None:
+    asked = look({"timezone": True, "datestyle": False, "work_mem": False, "a.b": True, "role": True}, [])
+    assert asked.origins == ["timezone", "work_mem"]
+    assert asked.query().count(b"pg_settings") == 2
+
+
+def test_pins_that_are_gone_are_told() -> None:
+    asked = look(
+        {"timezone": False}, ["listen", "load", "hold cursor", "advisory lock"], "UTC", "f", "t", "f"
+    )
+    assert asked.answered
+    assert asked.gone() == ["listen", "advisory lock"]
+    assert not look({"timezone": False}, ["listen"], "UTC").answered
+
+
+@pytest.mark.parametrize(
+    ("touched", "row", "wanted", "actual"),
+    [
+        # SET: what the server has counts, and what is its default anyhow is no setting.
+        ({"timezone": False}, ["Asia/Tokyo"], {"timezone": "Asia/Tokyo"}, {"timezone": "Asia/Tokyo"}),
+        ({"datestyle": False}, ["ISO, MDY"], {"timezone": "Europe/Berlin"}, {"timezone": "Europe/Berlin"}),
+        # Explicitly the default where the session began with another.
+        ({"timezone": False}, ["UTC"], {"timezone": "UTC"}, {"timezone": "UTC"}),
+        # RESET: what the session began with, which the server lacks; unless it was taken back.
+        ({"timezone": True}, ["UTC", "default UTC"], {"timezone": "Europe/Berlin"}, {}),
+        ({"timezone": True}, ["UTC", "session UTC"], {"timezone": "UTC"}, {"timezone": "UTC"}),
+        # A parameter of an extension or an application has no origin.
+        ({"a.b": True}, [""], {"timezone": "Europe/Berlin"}, {"timezone": "Europe/Berlin"}),
+        (
+            {"a.b": True},
+            ["x"],
+            {"timezone": "Europe/Berlin", "a.b": "x"},
+            {"timezone": "Europe/Berlin", "a.b": "x"},
+        ),
+        # One that does not exist.
+        ({"x": False}, [None, None], {"timezone": "Europe/Berlin"}, {"timezone": "Europe/Berlin"}),
+    ],
+)
+def test_what_the_server_has_decides(
+    touched: dict[str, bool], row: list[str | None], wanted: dict[str, str], actual: dict[str, str]
+) -> None:
+    start = PROFILES.of({"timezone": "Europe/Berlin"})
+    made = server({"timezone": "Europe/Berlin"})
+    assert look(touched, [], *row).apply(made, start, start, PROFILES.empty) == (wanted, actual)
+
+
+def test_defaults_are_learned() -> None:
+    made = server()
+    asked = look({"work_mem": False}, [], "1MB", "session 4096")
+    wanted, _ = asked.apply(made, PROFILES.empty, PROFILES.empty, PROFILES.empty)
+    assert wanted == {"work_mem": "1MB"}
+    assert default_for(made, "work_mem") == "4096"
+    assert Look(made, {"work_mem": False}, []).origins == []

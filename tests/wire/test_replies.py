@@ -59,8 +59,8 @@ class Recorder(Peer):
     def undone(self, reply: Reply) -> None:
         self.events.append(("undone", reply.subject))
 
-    def shows(self, name: bytes, value: bytes) -> bool:
-        return self.shown
+    def shows(self, name: bytes, value: bytes) -> bytes | None:
+        return value if self.shown else None
 
     def row(self, reply: Reply, data: bytes, start: int, end: int) -> None:
         self.events.append(("row", data[start:end]))
