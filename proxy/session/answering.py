@@ -266,6 +266,12 @@ class Answering(SessionState):
         if self.waits & FOR_SWEEP != 0 and self.server is not None:
             self.server.crowded = True
             return
+        server = self.server
+        if server is not None and self.awaits_sync and self.waits & FOR_IDLE != 0:
+            if not server.replies.skipping:
+                server.crowded = True
+                return
+            self.waits &= ~FOR_IDLE
         self.waits &= ~FOR_REPLIES
         self.go_on(time.monotonic())
 

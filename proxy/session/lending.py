@@ -230,8 +230,11 @@ class Lending(Answering):
         if server.replies.length > MAX_REPLIES:
             self.waits |= FOR_REPLIES
             server.crowded = True
-        if decides and not self.awaits_sync:
+        if decides and (self.query_is_last or not self.awaits_sync):
             self.waits |= FOR_IDLE
+            if self.awaits_sync:
+                # A Query behind an unfinished unit is not answered where the server skips to a Sync: see relieved().
+                server.crowded = True
         if self.waits & FOR_CLIENT != 0:
             server.pause_reading()
 

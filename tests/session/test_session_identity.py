@@ -301,6 +301,18 @@ def act(world: World, clients: list[Client], users: list[str], what: tuple[str, 
         backend.fails[["DISCARD ALL", "set_config", "ROLLBACK"][which % 3]] = "57014"
 
 
+@pytest.mark.parametrize("first", ["SELECT 'alice'", "RESET ALL", "SELECT 1/0, 'alice'", "SELEC"])
+def test_what_is_pipelined_behind_a_reset_all_behind_a_flush_runs_as_its_user(
+    world: World, first: str
+) -> None:
+    client = world.client()
+    client.send(parse("", first), bind(), execute(), FLUSH, query("RESET ALL"), query("SELECT 'alice'"), SYNC)
+    world.settle()
+    assert client.take()[-6:-5] == b"Z"
+    for backend in world.backends:
+        assert {ran.owner for ran in backend.ran if "'alice'" in ran.sql} <= {"alice"}
+
+
 @given(st.lists(actions, max_size=40), st.integers(1, 3), st.booleans())
 @settings(max_examples=80, deadline=None)
 def test_whatever_the_order_each_statement_runs_as_its_own_user(
