@@ -32,8 +32,25 @@ def _python(module: str) -> tuple[str, ...]:
     return (sys.executable, "-m", f"tests.drivers.python.{module}")
 
 
+# Debian's Go packages are sources in a GOPATH, without modules.
+_GO: Final = {"GO111MODULE": "off", "GOPATH": "/usr/share/gocode", "GOFLAGS": ""}
+
+_ORM: Final = {
+    "copy_in": "COPY is left to the driver below",
+    "copy_out": "COPY is left to the driver below",
+    "cancel": "cancelling is left to the driver below",
+    "listen": "notifications are left to the driver below",
+}
+
 DRIVERS: Final = (
+    Driver("psql", ("bash", str(HERE / "shell/psql.sh"))),
     Driver("psycopg 3", _python("psycopg3")),
+    Driver("psycopg 3, async", _python("psycopg3_async")),
+    Driver("psycopg2", _python("psycopg2_sync")),
+    Driver("asyncpg", _python("asyncpg_async")),
+    Driver("SQLAlchemy, psycopg", (*_python("sqlalchemy_orm"), "psycopg"), lacks=_ORM),
+    Driver("SQLAlchemy, asyncpg", (*_python("sqlalchemy_orm"), "asyncpg"), lacks=_ORM),
+    Driver("Django", _python("django_orm"), lacks=_ORM),
     Driver("node-postgres", ("node", str(HERE / "node/pg.js")), ("nodejs", "npm")),
     Driver("postgres.js", ("node", str(HERE / "node/postgres.js")), ("nodejs", "npm")),
     Driver(
@@ -41,7 +58,27 @@ DRIVERS: Final = (
         ("java", "-cp", "/usr/share/java/postgresql.jar", str(HERE / "java/Jdbc.java")),
         ("default-jdk-headless", "libpostgresql-jdbc-java"),
     ),
+    Driver(
+        "lib/pq",
+        ("go", "run", "./tests/drivers/go/pq"),
+        ("golang-go", "golang-github-lib-pq-dev"),
+        {"copy_out": "it refuses COPY TO"},
+        _GO,
+    ),
+    Driver(
+        "pgx",
+        ("go", "run", "./tests/drivers/go/pgx"),
+        ("golang-go", "golang-github-jackc-pgx-v4-dev"),
+        environment=_GO,
+    ),
     Driver("Ruby pg", ("ruby", str(HERE / "ruby/pg.rb")), ("ruby", "ruby-pg")),
+    Driver("DBD::Pg", ("perl", str(HERE / "perl/dbd_pg.pl")), ("perl", "libdbd-pg-perl")),
+    Driver(
+        "PDO pgsql",
+        ("php", str(HERE / "php/pdo.php")),
+        ("php-cli", "php-pgsql"),
+        {"cancel": "PDO runs a statement in a blocking call and has no function to cancel it"},
+    ),
 )
 
 
