@@ -28,6 +28,7 @@ LEFT_OUT: Final[Mapping[str, str]] = MappingProxyType(
         "source": "file, line and routine of an error: the proxy's own errors come from no source of PostgreSQL's",
         "order of ParameterStatus": "of several in a row it is that of a hash table",
         "own OIDs": "tables and types of a case's own get a new OID each time",
+        "row positions": "where in a table's file a row stands",
         "temporary schema": "its number is the backend's",
     }
 )
@@ -38,6 +39,22 @@ RULES: Final[Mapping[str, Rule]] = MappingProxyType(
         "function-call": Rule(
             "FunctionCall is refused: what a function does can't be told from its OID",
             r"ErrorResponse ERROR 0A000",
+        ),
+        "identity-refusals": Rule(
+            "SET ROLE and SET SESSION AUTHORIZATION are refused: the login belongs to all sessions of a pool",
+            r"ErrorResponse ERROR 42501",
+        ),
+        "startup-refusals": Rule(
+            "startup parameters are tried, or refused, before AuthenticationOk; unknown ones aren't passed on",
+            r"ErrorResponse FATAL (22023|0A000)",
+        ),
+        "pins": Rule(
+            "of a pool's server connections one is never pinned, so that the others have a way",
+            r"ErrorResponse ERROR 53300 'too many sessions keep their server connection",
+        ),
+        "ddl": Rule(
+            "DDL, DO and VACUUM need a key with the permission admin",
+            r"ErrorResponse ERROR 42501 'this needs an API key",
         ),
         "long-named-statement": Rule(
             "a named statement's text is kept for as long as the session, so it may have 64 KiB at most",

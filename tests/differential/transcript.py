@@ -18,6 +18,7 @@ FIRST_OWN_OID: Final = 16384
 
 _LONGEST: Final = 200
 _TEMPORARY: Final = re.compile(r"pg_(toast_)?temp_\d+")
+_ROW_POSITION: Final = re.compile(r"tuple \(\d+,\d+\)")
 
 
 class Transcript:
@@ -59,7 +60,7 @@ def _ordered(lines: list[str]) -> Iterator[str]:
 
 def _text(data: bytes) -> str:
     try:
-        text = _TEMPORARY.sub(r"pg_\1temp_N", data.decode())
+        text = _ROW_POSITION.sub("tuple", _TEMPORARY.sub(r"pg_\1temp_N", data.decode()))
     except UnicodeDecodeError:
         return f"hex:{data.hex()}"[:_LONGEST]
     if len(text) > _LONGEST:
