@@ -27,14 +27,16 @@ class Interference:
     At most one server connection is taken at a time, so that of two one is left for the case.
     """
 
-    def __init__(self, holder: Client, setter: Client, stranger: Client) -> None:
-        self._holder, self._setter, self._stranger = holder, setter, stranger
+    def __init__(self, same: Login, other: Login) -> None:
+        self._same, self._other = same, other
         self._dice = random.Random(0)
+        self._casualties: list[str] = []
 
-    @classmethod
-    async def start(cls, same: Login, other: Login) -> Interference:
+    async def start(self) -> None:
         """Log in as the user of the cases, twice, and as another."""
-        return cls(await Client.connect(same), await Client.connect(same), await Client.connect(other))
+        self._holder = await Client.connect(self._same)
+        self._setter = await Client.connect(self._same)
+        self._stranger = await Client.connect(self._other)
 
     def begin(self, phase: int) -> None:
         """Start anew with the dice of `phase`, so that a case meets the same ones each time that it runs."""
@@ -44,31 +46,36 @@ class Interference:
         """Do the next thing; `status` is the transaction status of the case's own client."""
         if self._holder.status == "T":
             if status == "I":
-                await self._quietly(self._holder, "COMMIT")
+                await self._quietly(self._holder, "Query COMMIT")
             return
         match self._dice.randrange(5):
             case 0 | 1 if status == "I":
-                await self._quietly(self._holder, "BEGIN; SET LOCAL application_name = 'holder'")
+                await self._quietly(self._holder, "Query BEGIN; SET LOCAL application_name = 'holder'")
             case 2:
-                await self._setter.perform(_step(self._dice.choice(_PREPARES)))
+                await self._quietly(self._setter, *self._dice.choice(_PREPARES))
             case 3:
-                await self._quietly(self._stranger, self._dice.choice(_SETTINGS))
+                await self._quietly(self._stranger, f"Query {self._dice.choice(_SETTINGS)}")
             case _:
-                await self._quietly(self._setter, self._dice.choice(_SETTINGS))
+                await self._quietly(self._setter, f"Query {self._dice.choice(_SETTINGS)}")
 
     async def rest(self) -> None:
         """Hold nothing."""
         if self._holder.status == "T":
-            await self._quietly(self._holder, "COMMIT")
+            await self._quietly(self._holder, "Query COMMIT")
 
     async def stop(self) -> None:
         """Log out."""
         for client in (self._holder, self._setter, self._stranger):
             await client.close()
 
-    async def _quietly(self, client: Client, sql: str) -> None:
-        assert "(closed)" not in await client.run(sql), f"the proxy closed a client that sent {sql}"
+    def casualties(self) -> list[str]:
+        """Return what these clients were told as their connections were closed, and forget it."""
+        told, self._casualties = self._casualties, []
+        return told
 
-
-def _step(lines: tuple[str, ...]) -> Step:
-    return Step("a", [build(line) for line in lines], list(lines))
+    async def _quietly(self, client: Client, *lines: str) -> None:
+        await client.perform(Step("a", [build(line) for line in lines], list(lines)))
+        told = client.transcript.take()
+        if not client.status:
+            self._casualties += [f"(another client, at {lines[0]}) {line}" for line in told]
+            await self.start()

@@ -15,6 +15,7 @@ class Rule:
 
     reason: str
     proxy: str
+    always: bool = True  # False where it depends on what other clients did meanwhile
 
     def allows(self, proxy: list[str]) -> bool:
         """Tell whether the proxy's lines are what this rule speaks of."""
@@ -51,6 +52,11 @@ RULES: Final[Mapping[str, Rule]] = MappingProxyType(
         "pins": Rule(
             "of a pool's server connections one is never pinned, so that the others have a way",
             r"ErrorResponse ERROR 53300 'too many sessions keep their server connection",
+        ),
+        "currval": Rule(
+            "currval and lastval ask the server connection of the last nextval, unless others used it since",
+            r"ErrorResponse ERROR 55000",
+            always=False,
         ),
         "ddl": Rule(
             "DDL, DO and VACUUM need a key with the permission admin",

@@ -51,7 +51,8 @@ async def test_interference_moves_a_client_between_server_connections(
 ) -> None:
     login = two_connections.login(*make_key())
     client = await Client.connect(login)
-    interference = await Interference.start(login, two_connections.login(*make_key(user="stranger")))
+    interference = Interference(login, two_connections.login(*make_key(user="stranger")))
+    await interference.start()
     used = list[str]()
     for _ in range(40):
         used.append(
