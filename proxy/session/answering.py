@@ -20,7 +20,7 @@ from proxy.query.prepared import Statement
 from proxy.query.route import pool_problem
 from proxy.session.collect import ClientStatements
 from proxy.session.sending import UNNAMED
-from proxy.session.settings import LASTING, Look
+from proxy.session.settings import LASTING, Look, probed
 from proxy.session.state import (
     FOR_IDLE,
     FOR_LOOK,
@@ -66,8 +66,11 @@ class Answering(SessionState):
             if reply.sqlstate == _PLAN_CHANGED and reply.statement is not None:
                 # "cached plan must not change result type": its table has changed since it was parsed.
                 self.database.statements.renew()
-            if intent.pin == "currval" and not self.currval_worked:
-                self._unpin(server, ["currval"])
+            if intent.pin:
+                # What a look tells of pins is found out at the transaction's end.
+                self._unpin(
+                    server, [pin for pin in intent.pins if not probed(pin) and not self.pins.get(pin, True)]
+                )
         else:
             if intent.kind == DDL:
                 self.defined = True
@@ -123,8 +126,9 @@ class Answering(SessionState):
             self._unpin(server, ["unseen settings"])
         if intent.resets:
             self.restores = True
-        if intent.pin == "currval":
-            self.currval_worked = True
+        for pin in intent.pins:
+            if pin in self.pins:
+                self.pins[pin] = True
 
     def undone(self, reply: Reply) -> None:
         """Take back what a Parse or Close that failed, or was never sent, had changed."""
@@ -328,8 +332,9 @@ class Answering(SessionState):
         if reason in self.pins:
             return
         pool = self.pool
-        self.pins.append(reason)
-        if pool is None:
+        self.pins[reason] = False
+        if pool is None or self.database.session_mode:
+            # There it keeps the connection anyhow.
             return
         pool.stats.pins.add(reason)
         log.debug("session %d keeps its connection to %s: %s", self.pid, pool.host, reason)
@@ -339,11 +344,12 @@ class Answering(SessionState):
 
     def _unpin(self, server: Server, reasons: list[str]) -> None:
         """Forget reasons for keeping the connection; without any it is given back, to be reset first."""
+        for reason in reasons:
+            self.pins.pop(reason, None)
         if not self.pinned:
             return
-        self.pins = [pin for pin in self.pins if pin not in reasons]
         if self.pins:
-            self.pinned = self.pins[0]
+            self.pinned = next(iter(self.pins))
             return
         log.debug("session %d no longer keeps its connection", self.pid)
         server.unclean = self.pinned

@@ -340,10 +340,10 @@ class Lending(Answering):
 
     def _before(self, server: Server, intent: Intent) -> ClientError | None:
         """Do what a statement other than a plain read asks for before it runs: pin, mark, track."""
-        if intent.pin and not self.database.session_mode:
+        if intent.pin:
             pool = self.pool
             assert pool is not None
-            if not self.pinned and not pool.may_pin():
+            if not (self.pinned or self.database.session_mode or pool.may_pin()):
                 return self._too_many_pins(pool)
             for reason in intent.pins:
                 self.pin(reason)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Final, final
 
 from proxy.query.facts import POOL_PARAMETER
@@ -82,7 +83,7 @@ class Look:
     reasons for a pin.
     """
 
-    def __init__(self, server: Server, touched: dict[str, bool], pins: list[str]) -> None:
+    def __init__(self, server: Server, touched: dict[str, bool], pins: Iterable[str]) -> None:
         self.touched = {name: touched[name] for name in touched if _NAME.match(name)}
         # Those of which it matters where the value comes from, or whose default has to be learned.
         self.origins = [

@@ -89,8 +89,8 @@ class SessionState(Borrower):
         self.server: Server | None = None
         self.pool: Pool | None = None
         self.pinned: str = ""
-        self.pins: list[str] = []
-        self.currval_worked = False
+        # All the reasons, and whether a statement with that reason has succeeded.
+        self.pins: dict[str, bool] = {}
         # Input that has come but is not worked on yet, and what the session waits for.
         self.pending: bytes = b""
         self.waits: i64 = 0
@@ -296,8 +296,7 @@ class SessionState(Borrower):
     def _release_pin(self) -> None:
         if self.pinned:
             self.pinned = ""
-            self.pins = []
-            self.currval_worked = False
+            self.pins = {}
             if self.pool is not None:
                 self.pool.pinned -= 1
 

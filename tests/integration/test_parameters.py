@@ -6,6 +6,7 @@ so that hardly any two statements run on the same server connection unless the s
 
 from __future__ import annotations
 
+import urllib.request
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,8 +14,8 @@ import psycopg
 import pytest
 from psycopg import pq
 
-from tests.integration.conftest import MakeKey
-from tests.integration.support import Installation, Login, Proxy
+from tests.integration.conftest import MakeKey, MakeTable
+from tests.integration.support import Installation, Login, Proxy, wait_until
 
 REPORTED = ("TimeZone", "DateStyle", "IntervalStyle", "client_encoding", "application_name")
 
@@ -243,3 +244,244 @@ def test_a_session_has_its_settings_as_at_postgresql(
 ) -> None:
     direct = installation.role("app_rw")
     assert told(login, script, others, **options) == told(direct, script, [], **options)
+
+
+PINNING = {
+    "listen": [
+        "LISTEN a",
+        "SELECT pg_listening_channels()",
+        "LISTEN b",
+        "UNLISTEN a",
+        "SELECT pg_listening_channels()",
+    ]
+    + ["UNLISTEN b", "BEGIN", "LISTEN c", "ROLLBACK", "SELECT pg_listening_channels()"],
+    "temporary table": [
+        *("CREATE TEMP TABLE mine AS SELECT 7 AS x", "SELECT x FROM mine", "INSERT INTO mine VALUES (8)"),
+        *("SELECT sum(x) FROM mine", "CREATE TEMP VIEW seen AS SELECT x FROM mine", "SELECT x FROM seen"),
+        *("DROP VIEW seen", "SELECT x FROM mine", "DROP TABLE mine", "SELECT x FROM mine"),
+    ],
+    "temporary table of a transaction": [
+        *("BEGIN", "CREATE TEMP TABLE mine (x int) ON COMMIT DROP", "INSERT INTO mine VALUES (1)"),
+        *("SELECT x FROM mine", "COMMIT", "SELECT x FROM mine"),
+        *("BEGIN", "CREATE TEMP TABLE mine (x int)", "ROLLBACK", "SELECT x FROM mine"),
+        *("CREATE TEMP TABLE mine (x int)", "DISCARD TEMP", "SELECT x FROM mine"),
+    ],
+    "hold cursor": [
+        *(
+            "BEGIN",
+            "DECLARE c CURSOR WITH HOLD FOR SELECT generate_series(1, 5)",
+            "COMMIT",
+            "FETCH c",
+            "FETCH 2 FROM c",
+        ),
+        *(
+            "BEGIN",
+            "DECLARE d CURSOR WITH HOLD FOR SELECT 1",
+            "COMMIT",
+            "CLOSE c",
+            "FETCH d",
+            "CLOSE d",
+            "FETCH d",
+        ),
+    ],
+    "advisory lock": [
+        *(
+            "SELECT pg_advisory_lock(4711)",
+            "SELECT pg_try_advisory_lock(4711)",
+            "SELECT pg_advisory_unlock(4711)",
+        ),
+        *("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()",),
+        *(
+            "SELECT pg_advisory_unlock(4711)",
+            "SELECT pg_advisory_lock(4712)",
+            "SELECT pg_advisory_unlock_all()",
+        ),
+        *("BEGIN", "SELECT pg_advisory_xact_lock(4713)", "COMMIT"),
+    ],
+    "in the extended protocol": [
+        *("=LISTEN a", "=SELECT pg_listening_channels()", "=UNLISTEN *", "=SELECT pg_listening_channels()"),
+        *("=SELECT pg_advisory_lock(4714)", "=SELECT pg_advisory_unlock(4714)"),
+    ],
+    "unseen settings": ["SELECT set_config(lower('TIMEZONE'), 'Asia/Tokyo', false)", SHOW, "RESET ALL", SHOW],
+    "everything": [
+        *("LISTEN a", "CREATE TEMP TABLE mine (x int)", "SELECT pg_advisory_lock(4715)", "DISCARD ALL"),
+        *("SELECT x FROM mine", "SELECT pg_listening_channels()"),
+    ],
+    "nothing": [
+        "SELECT lastval()",
+        "SELECT currval('pg_catalog.pg_class')",
+        "FETCH nothing",
+        "LOAD 'nothing'",
+    ],
+}
+
+
+def pinned(narrow: Proxy) -> float:
+    """Return how many server connections the metrics call pinned."""
+    with urllib.request.urlopen(narrow.url("/metrics"), timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(
+        float(line.split()[-1]) for line in lines if line.startswith("pgsluice_pool_connections_pinned{")
+    )
+
+
+@pytest.mark.parametrize("script", PINNING.values(), ids=list(PINNING))
+def test_what_cannot_be_carried_is_kept_as_at_postgresql_and_let_go(
+    narrow: Proxy,
+    login: Login,
+    installation: Installation,
+    others: list[psycopg.Connection[Any]],
+    script: list[str],
+) -> None:
+    with login.connect() as connection:
+        talk = Talk(connection, others)
+        talk.note()
+        for sql in script:
+            talk.ask(sql)
+        assert pinned(narrow) == 0
+    assert talk.seen == told(installation.role("app_rw"), script, [])
+
+
+def test_the_reason_of_a_pin_is_counted(narrow: Proxy, login: Login) -> None:
+    with login.connect() as connection:
+        connection.execute("LISTEN counted")
+        assert pinned(narrow) == 1
+        with urllib.request.urlopen(narrow.url("/metrics"), timeout=10) as answer:
+            assert 'reason="listen"' in answer.read().decode()
+    wait_until(lambda: pinned(narrow) == 0)
+
+
+def test_one_connection_of_a_pool_stays_free(narrow: Proxy, login: Login) -> None:
+    with login.connect() as first, login.connect() as second:
+        first.execute("LISTEN a")
+        with pytest.raises(psycopg.errors.TooManyConnections, match="keep their server connection"):
+            second.execute("LISTEN b")
+        assert second.execute("SELECT txid_current() > 0").fetchone() == (True,)
+        first.execute("UNLISTEN *")
+        wait_until(lambda: pinned(narrow) == 0)
+        second.execute("LISTEN b")
+
+
+def test_notifications_come_at_once_while_the_client_is_idle(login: Login) -> None:
+    with login.connect() as listener, login.connect() as sender:
+        listener.execute("LISTEN news")
+        sender.execute("NOTIFY news, 'hello'")
+        (heard,) = listener.notifies(timeout=10, stop_after=1)
+        assert (heard.channel, heard.payload) == ("news", "hello")
+        listener.execute("UNLISTEN news")
+        sender.execute("NOTIFY news, 'too late'")
+        assert list(listener.notifies(timeout=0.3)) == []
+
+
+def test_currval_is_of_this_session(login: Login, make_table: MakeTable, installation: Installation) -> None:
+    table = make_table("id serial, of text")
+    installation.execute(f"GRANT USAGE, SELECT ON SEQUENCE {table}_id_seq TO sluice_readwrite")
+    currval = f"SELECT currval('{table}_id_seq')"
+    with login.connect() as mine, login.connect() as other:
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
+            mine.execute(currval)
+        mine.execute(f"INSERT INTO {table} (of) VALUES ('mine')")
+        assert mine.execute(currval).fetchone() == (1,)
+        for _ in range(3):
+            other.execute(f"INSERT INTO {table} (of) VALUES ('other')")
+        assert mine.execute("SELECT lastval()").fetchone() == (1,)
+        mine.execute("DISCARD ALL")
+        mine.execute(f"INSERT INTO {table} (of) VALUES ('mine')")
+        other.execute(f"INSERT INTO {table} (of) VALUES ('other')")
+        other.execute(f"INSERT INTO {table} (of) VALUES ('other')")
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
+            mine.execute(currval)
+
+
+ADMINS = {
+    "role": [
+        *(
+            "SET ROLE sluice_readonly",
+            "SELECT current_user",
+            "BEGIN",
+            "SET LOCAL ROLE NONE",
+            "SELECT current_user",
+        ),
+        *("COMMIT", "SELECT current_user", "SHOW role", "RESET ROLE", "SELECT current_user"),
+        *("BEGIN", "SET ROLE sluice_readonly", "ROLLBACK", "SELECT current_user", "SET ROLE sluice_readonly"),
+        *("RESET ALL", "SELECT current_user", "DISCARD ALL", "SELECT current_user"),
+    ],
+    "a function that changes settings": [
+        *("DO $$ BEGIN PERFORM set_config('TimeZone', 'Asia/Tokyo', false); END $$", SHOW, "SHOW TimeZone"),
+        *("RESET TimeZone", SHOW),
+    ],
+}
+
+
+@pytest.mark.parametrize("script", ADMINS.values(), ids=list(ADMINS))
+def test_an_admin_has_its_role_and_settings_as_at_postgresql(
+    narrow: Proxy, make_key: MakeKey, installation: Installation, script: list[str]
+) -> None:
+    installation.execute("GRANT sluice_readonly TO app_admin")
+    admin = narrow.login(*make_key(["admin", "read:tasks", "write:tasks"]))
+    with admin.connect() as first, admin.connect() as second:
+        assert told(admin, script, [first, second]) == told(installation.role("app_admin"), script, [])
+    installation.execute("REVOKE sluice_readonly FROM app_admin")
+
+
+def test_the_pool_is_shown_chosen_and_given_back(narrow: Proxy, make_key: MakeKey) -> None:
+    login = narrow.login(*make_key())
+    for options, start in (("", ""), ("-c sluice.pool=priority", "priority")):
+        with login.connect(options=options) as connection:
+            for binary in (False, True):
+
+                def value(sql: str, binary: bool = binary, connection: Any = connection) -> object:
+                    return connection.execute(sql, binary=binary, prepare=binary).fetchone()[0]
+
+                assert value("SHOW sluice.pool") == start
+                connection.execute("SET sluice.pool = 'background'", prepare=binary)
+                assert value("SHOW sluice.pool") == "background"
+                assert value("SELECT current_setting('sluice.pool')") == "background"
+                with pytest.raises(psycopg.errors.InvalidParameterValue, match="does not exist"):
+                    connection.execute("SET sluice.pool = 'nowhere'", prepare=binary)
+                connection.execute("RESET sluice.pool", prepare=binary)
+                assert value("SHOW sluice.pool") == start
+
+
+# -- pool_mode: session
+
+
+@pytest.fixture(scope="module")
+def kept(installation: Installation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    """Give a proxy whose clients keep their server connection until they end."""
+    changes = {"databases": {"app": {"pool_mode": "session"}}}
+    running = Proxy(installation, tmp_path_factory.mktemp("kept"), changes)
+    running.start()
+    yield running
+    running.stop()
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS.values(), *PINNING.values()], ids=[*SCRIPTS, *PINNING])
+def test_in_session_mode_everything_stays_as_at_postgresql(
+    kept: Proxy, make_key: MakeKey, installation: Installation, script: list[str]
+) -> None:
+    login = kept.login(*make_key())
+    with login.connect() as first:
+        assert told(login, script, [first], **BERLIN) == told(
+            installation.role("app_rw"), script, [], **BERLIN
+        )
+
+
+def test_in_session_mode_a_connection_is_reset_when_its_client_ends(kept: Proxy, make_key: MakeKey) -> None:
+    login = kept.login(*make_key())
+    with login.connect() as first:
+        pid = first.info.backend_pid
+        first.execute("CREATE TEMP TABLE mine (x int)")
+        first.execute("SET TimeZone = 'Asia/Tokyo'")
+        assert first.execute("SHOW TimeZone").fetchone() == ("Asia/Tokyo",)
+        backend = first.execute("SELECT pg_backend_pid()").fetchone()
+        assert first.execute("SELECT pg_backend_pid(), txid_current() > 0").fetchone() == (
+            *(backend or ()),
+            True,
+        )
+        assert pid
+    for _ in range(4):
+        with login.connect() as next_one:
+            assert next_one.execute("SHOW TimeZone").fetchone() != ("Asia/Tokyo",)
+            with pytest.raises(psycopg.errors.UndefinedTable):
+                next_one.execute("SELECT x FROM mine")

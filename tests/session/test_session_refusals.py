@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from proxy.errors import UpstreamUnavailable
@@ -221,6 +223,111 @@ def test_one_connection_of_a_pool_is_never_pinned(world: World) -> None:
     first.vanish()
     world.settle()
     assert kinds(second.ask(query("LISTEN b"))) == "C ZI"
+
+
+@pytest.mark.parametrize(
+    ("sql", "release"),
+    [
+        ("LISTEN news", "UNLISTEN *"),
+        ("CREATE TEMP TABLE x (i int)", "DROP TABLE x"),
+        ("DECLARE c CURSOR WITH HOLD FOR SELECT 1", "CLOSE c"),
+        ("SELECT pg_advisory_lock(1)", "SELECT pg_advisory_unlock(1)"),
+        ("LISTEN news", "DISCARD ALL"),
+        ("SELECT set_config($1, 'x', false)", "DISCARD ALL"),
+    ],
+)
+@pytest.mark.parametrize("way", [query, run])
+def test_a_pin_ends_with_what_caused_it(
+    world: World, sql: str, release: str, way: Callable[[str], bytes]
+) -> None:
+    client = world.client()
+    pool = world.pool("primary")
+    client.ask(way(sql), query(READ))
+    assert client.session.pinned and pool.pinned == 1
+    client.ask(way(release))
+    assert client.session.pinned == "" and pool.pinned == 0 and client.server() is None
+    (backend,) = world.of("primary")
+    assert backend.ran[-1].sql == "DISCARD ALL"
+    world.check()
+
+
+def test_a_pin_with_two_reasons_ends_with_the_last(world: World) -> None:
+    client = world.client()
+    client.ask(query("LISTEN news; SELECT pg_advisory_lock(1)"))
+    client.ask(query("UNLISTEN *"))
+    assert client.session.pinned == "advisory lock"
+    client.ask(query("SELECT pg_advisory_unlock(1)"))
+    assert client.session.pinned == "" and client.server() is None
+
+
+@pytest.mark.parametrize("sql", ["SELECT setseed(0), 1/0", "LOAD '1/0'", "CREATE TEMP TABLE a AS SELECT 1/0"])
+def test_what_fails_pins_no_longer(world: World, sql: str) -> None:
+    client = world.client()
+    client.ask(query("BEGIN"), query(sql), query("ROLLBACK"))
+    assert client.session.pinned == "" and client.server() is None
+    world.check()
+
+
+def test_a_session_with_a_temporary_table_may_drop_it_without_being_admin(world: World) -> None:
+    client = world.client()
+    assert kinds(client.ask(query("DROP TABLE x"))) == "E:42501 ZI"
+    client.ask(query("CREATE TEMP TABLE x (i int)"))
+    assert kinds(client.ask(query("DROP TABLE x"))) == "C ZI"
+    assert kinds(client.ask(query("DROP TABLE x"))) == "E:42501 ZI"
+
+
+# -- currval
+
+
+CURRVAL = "SELECT currval('s')"
+
+
+def test_currval_means_the_connection_of_the_last_write(world: World) -> None:
+    client = world.client()
+    world.client().ask(query("BEGIN"), query(INSERT))
+    client.ask(query(INSERT), query(CURRVAL))
+    backend = world.of("primary")[1]
+    assert backend.sql == [INSERT, CURRVAL]
+    assert client.session.pinned == "currval"
+    client.ask(query("DISCARD ALL"))
+    assert client.session.pinned == "" and client.server() is None
+
+
+def test_currval_finds_nothing_of_another_session(world: World) -> None:
+    world = World(maximum=2)
+    client, other = world.client(), world.client()
+    client.ask(query(INSERT))
+    other.ask(query(INSERT))
+    client.ask(query(CURRVAL))
+    backend = world.of("primary")[0]
+    assert [ran.sql for ran in backend.ran if "pg_catalog" not in ran.sql] == [
+        *(INSERT, INSERT, "DISCARD ALL", CURRVAL),
+    ]
+
+
+def test_currval_without_a_value_does_not_pin(world: World) -> None:
+    client = world.client()
+    world.failing["currval"] = "55000"
+    assert kinds(client.ask(query(CURRVAL))) == "E:55000 ZI"
+    assert client.session.pinned == "" and client.server() is None
+
+
+# -- session mode
+
+
+def test_in_session_mode_a_connection_is_kept_until_the_client_ends(world: World) -> None:
+    world.database.session_mode = True
+    client = world.client()
+    client.ask(
+        query(READ), query("LISTEN a"), query(INSERT), query("SET TimeZone = 'Asia/Tokyo'"), query(READ)
+    )
+    (backend,) = world.backends
+    assert backend.pool is world.pool("primary") and backend.pool.pinned == 0
+    assert client.session.idle()
+    client.vanish()
+    world.settle()
+    assert backend.ran[-1].sql == "DISCARD ALL"
+    world.check()
 
 
 def test_notifications_reach_a_client_that_does_nothing(world: World) -> None:
