@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from proxy.errors import ProtocolViolation
+from proxy.transport.tls import ALPN
 from proxy.wire.codes import GSSENC_REQUEST, SSL_REQUEST
+from proxy.wire.hello import MAX_RECORD, NO_APPLICATION_PROTOCOL, RECORD_HEADER, protocols, record_size
 
 _CLIENT_HELLO: Final = b"\x16"
 _REQUEST: Final = 8
@@ -46,6 +48,7 @@ async def greet(sock: socket.socket, end_point: bytes, deadline: float) -> Greet
     Raises ConnectionError if it is gone, and ProtocolViolation where it sent more than its request.
     """
     if await _receive(sock, 1, socket.MSG_PEEK) == _CLIENT_HELLO:
+        await _check_protocol(sock, direct=True)
         return Greeting(encrypted=True, direct=True, end_point=end_point, deadline=deadline)
     asked: set[int] = set()
     while True:
@@ -61,8 +64,42 @@ async def greet(sock: socket.socket, end_point: bytes, deadline: float) -> Greet
         # The socket's buffer is empty: one byte fits.
         if code == SSL_REQUEST:
             sock.send(_YES)
+            await _check_protocol(sock, direct=False)
             return Greeting(encrypted=True, asked=frozenset(asked), end_point=end_point, deadline=deadline)
         sock.send(_NO)
+
+
+async def _check_protocol(sock: socket.socket, direct: bool) -> None:
+    """Refuse a ClientHello that names other protocols than ours, or none where that is needed.
+
+    So that a client of another protocol can't be led here (manual, "SSL Session Encryption"). Python's ssl would
+    go on without a protocol, and can't send this alert.
+    """
+    offered = protocols(await _first_record(sock))
+    if offered is None or ALPN.encode() in offered or (not offered and not direct):
+        return
+    # With bytes unread the kernel would send a reset, which may overtake the alert.
+    sock.recv(RECORD_HEADER + MAX_RECORD)
+    sock.send(NO_APPLICATION_PROTOCOL)
+    raise ProtocolViolation("the client does not offer the protocol postgresql in TLS (ALPN)")
+
+
+async def _first_record(sock: socket.socket) -> bytes:
+    """Return the first record of TLS, or what there is of it if the client ends; all of it stays in the socket."""
+    most = RECORD_HEADER + MAX_RECORD
+    data = await _receive(sock, most, socket.MSG_PEEK)
+    wanted = RECORD_HEADER
+    try:
+        while len(data) < (wanted := max(wanted, record_size(data))):
+            # Else the socket would count as readable for what is in it already.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, wanted)
+            await _readable(sock)
+            before, data = data, await _receive(sock, most, socket.MSG_PEEK)
+            if len(data) < wanted and len(data) == len(before):
+                break
+    finally:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+    return data
 
 
 async def _receive(sock: socket.socket, count: int, flags: int = 0) -> bytes:

@@ -234,19 +234,43 @@ def test_no_second_request_inside_tls(start_tls: StartTls, authority: Authority,
             assert b"C08P01\0" in rest(channel)
 
 
-@pytest.mark.parametrize("protocols", [[], ["http/1.1"]])
-def test_direct_tls_needs_the_protocols_name(
-    start_tls: StartTls, authority: Authority, protocols: list[str]
+@pytest.mark.parametrize(("direct", "protocols"), [(True, []), (True, ["http/1.1"]), (False, ["http/1.1"])])
+def test_a_client_of_another_protocol_gets_an_alert(
+    start_tls: StartTls, authority: Authority, direct: bool, protocols: list[str]
 ) -> None:
     context = client_context(authority, *protocols)
     with connected(start_tls("prefer")) as client:
-        try:
-            with context.wrap_socket(client, server_hostname="127.0.0.1") as channel:
-                channel.sendall(startup())
-                answer = channel.recv(100)
-        except OSError:
-            answer = b""
-    assert answer == b""
+        if not direct:
+            client.sendall(SSL_REQUEST)
+            assert client.recv(1) == b"S"
+        with pytest.raises(ssl.SSLError, match="(?i)no.application.protocol"):
+            context.wrap_socket(client, server_hostname="127.0.0.1")
+
+
+def test_a_client_hello_byte_by_byte(start_tls: StartTls, authority: Authority) -> None:
+    received, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
+    channel = client_context(authority, ALPN).wrap_bio(received, sent, server_hostname="127.0.0.1")
+    with connected(start_tls("prefer")) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while channel.version() is None or channel.selected_alpn_protocol() is None:
+            try:
+                channel.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                for byte in sent.read():
+                    client.sendall(bytes([byte]))
+                received.write(client.recv(65536))
+        client.sendall(sent.read())
+        assert channel.selected_alpn_protocol() == ALPN
+
+
+def test_who_leaves_in_the_middle_of_a_hello_costs_nothing(start_tls: StartTls) -> None:
+    proxy = start_tls("prefer")
+    for data in (b"\x16", b"\x16\x03\x01\x40", b"\x16\x03\x01\x40\0" + b"x" * 100, b"\x16\xff\xff\xff\xff"):
+        with connected(proxy) as client:
+            client.sendall(data)
+            client.shutdown(socket.SHUT_WR)
+            assert rest(client) == b"", data
 
 
 def test_who_stalls_is_closed_at_the_deadline(start_tls: StartTls, authority: Authority) -> None:
