@@ -107,10 +107,12 @@ def serve(config: ConfigFile = None) -> None:
 def check(config: ConfigFile = None, as_json: AsJson = False) -> None:
     """Look for errors in the configuration; exits with 1 if there are any."""
     from proxy.config import ConfigError
+    from proxy.transport import tls
 
     problems: list[Problem] = []
     try:
         found = _configuration(_chosen(config))
+        problems = tls.problems(found)
     except ConfigError as error:
         problems = error.problems
     if as_json:

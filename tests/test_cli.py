@@ -14,6 +14,7 @@ import proxy
 from proxy.auth.key import Key, parse_key
 from proxy.auth.keyfile import read_keys
 from proxy.cli import app
+from tests.certificates import Authority
 
 SOUND = "databases: {app: {control: {user: sluice_control}}}\n"
 WITHOUT_OUR_SQL = """\
@@ -88,6 +89,24 @@ def test_check_shows_every_problem_with_its_place() -> None:
         ["http.port", "4", "a whole number is needed"],
         ["3", "problems"],
     ]
+
+
+def test_check_reads_certificates_and_keys() -> None:
+    pair = Authority(Path()).issue("server")
+    Path("other.key").touch(mode=0o600)
+    Path("pgsluice.yaml").write_text(
+        "listen: {tls: {mode: require, key_file: other.key}}\n"
+        "databases: {app: {control: {user: x}, hosts: [{tls: {mode: verify-ca, ca_file: server.key}}]}}\n"
+    )
+    result = run("check", "-c", "pgsluice.yaml", "--json")
+    problems = {each["path"]: each["message"] for each in json.loads(result.stdout)["problems"]}
+    assert result.exit_code == 1
+    assert problems.keys() == {"listen.tls", "databases.app.hosts[0].tls"}
+    assert "other.key: holds no private key" in problems["listen.tls"]
+    assert "server.key: holds no certificates" in problems["databases.app.hosts[0].tls"]
+    Path("other.key").write_bytes(pair.key.read_bytes())
+    Path("pgsluice.yaml").write_text(SOUND + "listen: {tls: {mode: require, key_file: other.key}}\n")
+    assert run("check", "-c", "pgsluice.yaml").exit_code == 0
 
 
 def test_check_as_json() -> None:

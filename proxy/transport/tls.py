@@ -18,7 +18,7 @@ from typing import Final
 from asn1crypto import pem
 from asn1crypto.x509 import Certificate
 
-from proxy.config import HostTls, ListenTls
+from proxy.config import Config, HostTls, ListenTls, Problem
 from proxy.errors import SluiceError, reason
 from proxy.wire.codes import SSL_REQUEST
 
@@ -90,6 +90,23 @@ class ServerTls:
             key_file = settings.key_file or settings.cert_file
             _warn_of(_load(context, settings.cert_file, key_file), settings.cert_file)
         return context
+
+
+def problems(config: Config) -> list[Problem]:
+    """Return which certificates and keys of `config` can't be used, each with the place that names it."""
+    found: list[Problem] = []
+    if config.listen.tls.mode != "off":
+        try:
+            ListenerTls(config.listen.tls)
+        except TlsError as error:
+            found.append(Problem("listen.tls", 0, str(error)))
+    for name, database in config.databases.items():
+        for at, host in enumerate(database.hosts):
+            try:
+                ServerTls(host.tls)
+            except TlsError as error:
+                found.append(Problem(f"databases.{name}.hosts[{at}].tls", 0, str(error)))
+    return found
 
 
 async def ask_for_tls(sock: socket.socket, tls: ServerTls, encrypted: bool = False) -> ssl.SSLContext | None:

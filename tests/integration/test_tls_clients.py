@@ -243,7 +243,7 @@ def test_a_client_of_another_protocol_gets_an_alert(
         if not direct:
             client.sendall(SSL_REQUEST)
             assert client.recv(1) == b"S"
-        with pytest.raises(ssl.SSLError, match="(?i)no.application.protocol"):
+        with pytest.raises(ssl.SSLError, match=r"(?i)no.application.protocol"):
             context.wrap_socket(client, server_hostname="127.0.0.1")
 
 
