@@ -13,8 +13,7 @@ import pytest
 
 from proxy.embedded import Cluster
 from proxy.setup import setup
-from tests.integration.support import DATABASE, Installation, Login, Proxy
-from tests.integration.versions import DEBIAN
+from tests.integration.support import DATABASE, DEBIAN, Installation, Login, Proxy
 
 # The wheel's PostgreSQL is built without TLS.
 collect_ignore = [] if DEBIAN else ["test_tls_servers.py"]

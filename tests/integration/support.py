@@ -23,6 +23,12 @@ from psycopg.types.json import Jsonb
 from proxy.embedded import SUPERUSER, Cluster, Server, bundled_bin_dir, free_port
 
 DATABASE = "app"
+# Where Debian and its relatives put the versions beside each other; older ones than 15 are not supported.
+DEBIAN = {
+    path.parent.name: path
+    for path in sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if (path / "initdb").exists() and int(path.parent.name) >= 15
+}
 
 
 T = TypeVar("T")

@@ -18,8 +18,7 @@ import pytest
 from proxy.embedded import Cluster, scratch_directory
 from proxy.setup import setup
 from tests.certificates import Authority, Pair
-from tests.integration.support import DATABASE, Installation, Login, Proxy, wait_until
-from tests.integration.versions import DEBIAN
+from tests.integration.support import DATABASE, DEBIAN, Installation, Login, Proxy, wait_until
 
 SSL_REQUEST = b"\0\0\0\x08\x04\xd2\x16\x2f"
 HBA = "hostssl all all 127.0.0.1/32 scram-sha-256"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -12,15 +11,9 @@ from psycopg import sql
 
 from proxy.embedded import Cluster, scratch_directory
 from proxy.setup import setup
-from tests.integration.support import DATABASE, Installation
+from tests.integration.support import DATABASE, DEBIAN, Installation
 
 WHEEL = "wheel"
-# Where Debian and its relatives put the versions beside each other; older ones than 15 are not supported.
-DEBIAN = {
-    path.parent.name: path
-    for path in sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    if (path / "initdb").exists() and int(path.parent.name) >= 15
-}
 
 
 @pytest.fixture(scope="session", params=[WHEEL, *DEBIAN])
