@@ -85,13 +85,14 @@ class Look:
 
     def __init__(self, server: Server, touched: dict[str, bool], pins: Iterable[str]) -> None:
         self.touched = {name: touched[name] for name in touched if _NAME.match(name)}
-        # Those of which it matters where the value comes from, or whose default has to be learned.
+        # Those of which it matters where the value comes from, or whose default has to be learned. What isn't
+        # reported is told with a unit (64MB), but its default without (8192): only the origin tells them apart.
         self.origins = [
             name
             for name in self.touched
             if "." not in name
             and name not in _FIXED_DEFAULTS
-            and (self.touched[name] or default_for(server, name) is None)
+            and (self.touched[name] or reported_name(name) is None or default_for(server, name) is None)
         ]
         self.pins = [pin for pin in pins if pin in _PROBES]
         self.row: list[bytes | None] = []
@@ -105,7 +106,7 @@ class Look:
         """Return a Query that is answered with one row."""
         columns = [f"pg_catalog.current_setting('{name}', true)" for name in self.touched]
         columns += [
-            "(SELECT pg_catalog.concat(s.source, ' ', s.reset_val) FROM pg_catalog.pg_settings s"
+            "(SELECT pg_catalog.concat(s.source, '=', s.reset_val) FROM pg_catalog.pg_settings s"
             f" WHERE pg_catalog.lower(s.name) OPERATOR(pg_catalog.=) '{name}')"
             for name in self.origins
         ]
@@ -136,7 +137,7 @@ class Look:
         first = len(self.touched)
         for name, told in zip(self.origins, self.row[first : first + len(self.origins)], strict=True):
             if told is not None:
-                source, _, default = told.decode("utf-8", "replace").partition(" ")
+                source, _, default = told.decode("utf-8", "replace").partition("=")
                 origins[name] = source
                 server.defaults.setdefault((reported_name(name) or name).encode(), default.encode())
         for name, value in zip(self.touched, self.row[:first], strict=True):

@@ -88,8 +88,8 @@ def test_pins_that_are_gone_are_told() -> None:
         # Explicitly the default where the session began with another.
         ({"timezone": False}, ["UTC"], {"timezone": "UTC"}, {"timezone": "UTC"}),
         # RESET: what the session began with, which the server lacks; unless it was taken back.
-        ({"timezone": True}, ["UTC", "default UTC"], {"timezone": "Europe/Berlin"}, {}),
-        ({"timezone": True}, ["UTC", "session UTC"], {"timezone": "UTC"}, {"timezone": "UTC"}),
+        ({"timezone": True}, ["UTC", "default=UTC"], {"timezone": "Europe/Berlin"}, {}),
+        ({"timezone": True}, ["UTC", "session=UTC"], {"timezone": "UTC"}, {"timezone": "UTC"}),
         # A parameter of an extension or an application has no origin.
         ({"a.b": True}, [""], {"timezone": "Europe/Berlin"}, {"timezone": "Europe/Berlin"}),
         (
@@ -112,8 +112,18 @@ def test_what_the_server_has_decides(
 
 def test_defaults_are_learned() -> None:
     made = server()
-    asked = look({"work_mem": False}, [], "1MB", "session 4096")
+    asked = look({"work_mem": False}, [], "1MB", "session=4096")
     wanted, _ = asked.apply(made, PROFILES.empty, PROFILES.empty, PROFILES.empty)
     assert wanted == {"work_mem": "1MB"}
     assert default_for(made, "work_mem") == "4096"
-    assert Look(made, {"work_mem": False}, []).origins == []
+
+
+def test_a_default_with_a_unit_is_no_setting() -> None:
+    made = server()
+    for _ in range(2):
+        # SET shared_buffers, which fails: the default is learned the first time, as 8192.
+        asked = Look(made, {"shared_buffers": False}, [])
+        asked.row = [b"64MB", b"configuration file=8192"]
+        assert asked.origins == ["shared_buffers"]
+        assert asked.apply(made, PROFILES.empty, PROFILES.empty, PROFILES.empty) == ({}, {})
+    assert default_for(made, "shared_buffers") == "8192"
