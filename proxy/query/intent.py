@@ -104,6 +104,8 @@ class Intent:
         self.fingerprint: Final = fingerprint
         # The text with each literal as $n, or "<not parsed: N bytes, sha256 16-hex>".
         self.normalized: Final = normalized
+        # The text has names of prepared statements in it.
+        self.names: Final = bool(prepares or executes or deallocates)
         # RESET ALL or DISCARD ALL: the identity goes with everything else.
         self.sweeps: Final = unclean == "RESET ALL" or unclean == "DISCARD ALL"
         # The session has something to do for it before it runs.

@@ -15,10 +15,16 @@ from mypy_extensions import i64
 
 from proxy.query.intent import Intent
 from proxy.query.parameters import Profile
-from proxy.wire.messages import parse
+from proxy.wire.messages import bind_text, close_portal, close_statement, execute, parse
 
 MAX_BYTES: Final = 16 * 1024 * 1024
 """Statement texts that are shared at most; older ones stay with the sessions that use them."""
+
+NO_TYPES: Final = b"\0\0"
+"""No parameter types, as on the wire."""
+
+_MAKER: Final = b"_sluice_prepare"
+"""The statement and portal by which a SQL-level PREPARE is executed once more."""
 
 _OVERHEAD: Final = 400
 """Bytes that an entry takes beside its texts, roughly."""
@@ -42,6 +48,8 @@ class Statement:
         self.intent = intent
         self.profile: Profile | None = profile
         self.parse_message: bytes = parse(self.name, sql, types)
+        # It was prepared by SQL: `sql` is the PREPARE, and parse_message is five messages, answered by these.
+        self.by_sql = False
         # It has run once: some server has taken it.
         self.proven = False
 
@@ -83,6 +91,21 @@ class StatementCache:
             oldest = next(iter(self._statements))
             del self._statements[oldest]
             self.bytes -= 2 * len(oldest) + _OVERHEAD
+        return statement
+
+    def prepared(self, rest: bytes, intent: Intent, profile: Profile | None) -> Statement:
+        """Return a new statement for a SQL-level PREPARE; `rest` is what stands behind its name."""
+        self.made += 1
+        statement = Statement(self.made, b"", NO_TYPES, intent, profile)
+        statement.sql = b"PREPARE " + statement.name + rest
+        statement.by_sql = True
+        statement.parse_message = (
+            close_statement(_MAKER)
+            + parse(_MAKER, statement.sql)
+            + bind_text(_MAKER, [])
+            + execute(_MAKER)
+            + close_portal(_MAKER)
+        )
         return statement
 
     def renew(self) -> None:

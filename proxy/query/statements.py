@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from proxy.query.facts import HOST_PARAMETERS, POOL_PARAMETER, Facts
-from proxy.query.intent import PRIMARY, READ, READONLY, SESSION, TRANSACTION, UNKNOWN
+from proxy.query.intent import PRIMARY, READ, READONLY, SESSION, TRANSACTION
 
 Node = Mapping[str, Any]
 Nested = Callable[[str, Node], None]
@@ -258,13 +258,15 @@ def _discard(node: Node, facts: Facts, nested: Nested) -> None:
 def _prepare(node: Node, facts: Facts, nested: Nested) -> None:
     _inside(node, nested)
     facts.prepares = str(node["name"])
-    facts.note(READ, PRIMARY, "PREPARE")
-    facts.keep("prepare")
 
 
 def _execute(node: Node, facts: Facts, nested: Nested) -> None:
     facts.executes = str(node["name"])
-    facts.note(UNKNOWN, PRIMARY, "EXECUTE")
+    if node.get("params"):
+        # Arguments are expressions.
+        nested("SelectStmt", node)
+    # What it executes decides where it goes.
+    facts.note(READ, READONLY, "EXECUTE")
 
 
 def _deallocate(node: Node, facts: Facts, nested: Nested) -> None:

@@ -15,10 +15,13 @@ from proxy.errors import (
 from proxy.observe.record import route_part
 from proxy.query.facts import POOL_PARAMETER
 from proxy.query.intent import DDL, Intent
+from proxy.query.naming import DEALLOCATE_ALL
+from proxy.query.naming import PREPARE as PREPARE_STEP
 from proxy.query.parameters import HIDDEN
 from proxy.query.prepared import Statement
 from proxy.query.route import pool_problem
 from proxy.session.collect import ClientStatements
+from proxy.session.renaming import Edit, Step, tag_of
 from proxy.session.sending import UNNAMED
 from proxy.session.settings import LASTING, Look, probed
 from proxy.session.state import (
@@ -56,6 +59,9 @@ class Answering(SessionState):
         intent = reply.intent
         server = self.server
         pool = self.pool
+        if reply.edit is not None:
+            self.waits &= ~FOR_SWEEP
+            self._unstep(reply.edit)
         if server is None or pool is None or intent is None:
             return
         if reply.sqlstate:
@@ -130,11 +136,52 @@ class Answering(SessionState):
             if pin in self.pins:
                 self.pins[pin] = True
 
+    def completed(self, reply: Reply) -> bytes:
+        """Take over what a statement of a rewritten text does to the client's names."""
+        if not isinstance(reply, Message) or reply.edit is None:
+            return b""
+        edit = reply.edit
+        number = edit.completed
+        edit.completed += 1
+        for step in edit.steps:
+            if step.number == number:
+                self._step(step)
+                return tag_of(step)
+        return b""
+
+    def _step(self, step: Step) -> None:
+        statements = self.statements
+        if step.verb == PREPARE_STEP:
+            statements.put(step.name, step.statement)
+            return
+        if step.verb == DEALLOCATE_ALL:
+            statements.named = {}
+            statements.named_bytes = 0
+        else:
+            statements.drop(step.name)
+        if self.server is not None:
+            self.server.drop(step.statement)
+
+    def _unstep(self, edit: Edit) -> None:
+        """Note what a rewritten text that is over has not prepared."""
+        server = self.server
+        for step in edit.steps:
+            if step.verb == PREPARE_STEP and step.number >= edit.completed and server is not None:
+                server.drop(step.statement)
+
+    def retold(self, reply: Reply, error: bytes) -> bytes:
+        """Tell an error of a rewritten text in the client's own names."""
+        if not isinstance(reply, Message) or reply.edit is None:
+            return error
+        return b"" if reply.edit.failed else reply.edit.retell(error)
+
     def undone(self, reply: Reply) -> None:
         """Take back what a Parse or Close that failed, or was never sent, had changed."""
         server = self.server
         if isinstance(reply, Message):
-            if reply.kind == PARSE:
+            if reply.edit is not None:
+                self._unstep(reply.edit)
+            elif reply.kind == PARSE:
                 if reply.error is not None:
                     return
                 if not reply.name:
@@ -196,8 +243,13 @@ class Answering(SessionState):
 
     def injected_failed(self, reply: Reply, data: bytes, start: i64, end: i64) -> None:
         """End the session: its identity or parameters could not be set, so nothing may run for it there."""
+        server = self.server
         if isinstance(reply.subject, Statement) or reply.subject is UNNAMED:
             # A client's statement that no longer parses: its Bind is skipped, and this is the answer.
+            if isinstance(reply.subject, Statement) and server is not None:
+                server.drop(reply.subject)
+            if self.edit is not None:
+                self.edit.failed = True
             if i64(read_i32_be(data, start + 1)) == end - start - 1:
                 self.forward(data[start:end])
             else:
@@ -208,7 +260,6 @@ class Answering(SessionState):
             log.warning("session %d: the server did not tell its settings: %s", self.pid, reason)
             return
         log.error("session %d: the server refused its identity or parameters: %s", self.pid, reason)
-        server = self.server
         self.fatal(UpstreamUnavailable("the server refused the session's identity or parameters"))
         if server is not None:
             server.fail(UpstreamUnavailable("prelude failed"))
@@ -231,6 +282,7 @@ class Answering(SessionState):
             self.go_on(now)
             return
         self.prelude_under_way = False
+        self.edit = None
         if server.replies.status == STATUS_IDLE:
             self.in_transaction = False
             self.restores = False
@@ -267,15 +319,16 @@ class Answering(SessionState):
 
     def relieved(self) -> None:
         """Go on: the server owes few enough answers again."""
-        if self.waits & FOR_SWEEP != 0 and self.server is not None:
-            self.server.crowded = True
-            return
         server = self.server
+        if self.waits & FOR_SWEEP != 0 and server is not None and not server.replies.skipping:
+            server.crowded = True
+            return
         if server is not None and self.awaits_sync and self.waits & FOR_IDLE != 0:
             if not server.replies.skipping:
                 server.crowded = True
                 return
             self.waits &= ~FOR_IDLE
+        self.waits &= ~FOR_SWEEP
         self.waits &= ~FOR_REPLIES
         self.go_on(time.monotonic())
 

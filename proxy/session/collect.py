@@ -11,8 +11,10 @@ from mypy_extensions import i64
 
 from proxy.errors import ClientError, FeatureNotSupported, ProtocolViolation
 from proxy.query.cache import IntentCache
+from proxy.query.naming import PREPARE as PREPARE_STEP
 from proxy.query.parameters import Profile
-from proxy.query.prepared import Statement, StatementCache
+from proxy.query.prepared import NO_TYPES, Statement, StatementCache
+from proxy.session.renaming import Edit, UndefinedStatement
 from proxy.session.unit import Message
 from proxy.wire.codes import (
     FE_BIND,
@@ -28,8 +30,6 @@ from proxy.wire.codes import (
 from proxy.wire.messages import cstring_end
 from proxy.wire.replies import BIND, CLOSE, DESCRIBE, EXECUTE, NOTHING, PARSE, SYNC
 
-_NO_TYPES: Final = b"\0\0"
-
 _STATEMENT: Final = 0x53  # S, as opposed to P for a portal
 
 MAX_STATEMENTS: Final = 10_000
@@ -40,12 +40,6 @@ MAX_STATEMENT_BYTES: Final = 16 * 1024 * 1024
 
 MAX_PORTALS: Final = 10_000
 """Portals that one client may name within a transaction."""
-
-
-class UndefinedStatement(ClientError):
-    """A name that stands for no prepared statement, as PostgreSQL says it."""
-
-    sqlstate = "26000"
 
 
 class DuplicateStatement(ClientError):
@@ -74,6 +68,8 @@ class ClientStatements:
         self.last_profile: Profile | None = None
         self.portals: dict[bytes, Statement] = {}
         self.unnamed_portal: Statement | None = None
+        # Portals of rewritten texts.
+        self.edits: dict[bytes, Edit] = {}
 
     def get(self, name: bytes) -> Statement | None:
         """Return the statement called `name`, b"" for the unnamed one."""
@@ -90,11 +86,37 @@ class ClientStatements:
         if statement is not None:
             self.named_bytes -= len(statement.sql)
 
+    def admit(self, edit: Edit) -> None:
+        """Raise TooManyStatements or FeatureNotSupported where the client can't have what a text prepares by SQL."""
+        for step in edit.steps:
+            if step.verb != PREPARE_STEP:
+                continue
+            problem = self.problem(len(step.statement.sql))
+            if problem is not None:
+                raise problem
+
+    def problem(self, size: i64) -> ClientError | None:
+        """Return why no statement of `size` bytes can be named any more, None where it can."""
+        if size > MAX_HELD:
+            return FeatureNotSupported(
+                f"the text of a named prepared statement may have {MAX_HELD} bytes at most",
+                hint="Prepare it without a name, or send it as a simple query.",
+            )
+        if len(self.named) >= MAX_STATEMENTS:
+            return TooManyStatements(f"a client may have {MAX_STATEMENTS} prepared statements at most")
+        if self.named_bytes + size > MAX_STATEMENT_BYTES:
+            return TooManyStatements(
+                f"a client's prepared statements may have {MAX_STATEMENT_BYTES} bytes at most"
+            )
+        return None
+
     def end_transaction(self) -> None:
         """Forget the portals: they live no longer than their transaction."""
         if self.portals:
             self.portals = {}
         self.unnamed_portal = None
+        if self.edits:
+            self.edits = {}
 
 
 def read_message(
@@ -125,6 +147,8 @@ def read_message(
         message.name = name
         message.name_start = portal_end + 1
         message.name_end = name_end
+        if statements.edits:
+            statements.edits.pop(data[body:portal_end], None)
         if statement is None:
             message.error = _undefined(name)
         elif portal_end == body:
@@ -144,6 +168,8 @@ def read_message(
         message = Message(kind, EXECUTE, data, start, end, statement)
         if statement is not None:
             message.intent = statement.intent
+            if statements.edits:
+                message.edit = statements.edits.get(data[body:portal_end])
         return message
     if kind == FE_PARSE:
         return _parse(statements, intents, shared, profile, data, start, end)
@@ -190,7 +216,7 @@ def _parse(
     # Most have no parameter types: then the text ends three bytes before the message, unless it ends sooner.
     text_end: i64 = end - 3
     sql = data[name_end + 1 : text_end] if text_end > name_end else b"\0"
-    types = _NO_TYPES
+    types = NO_TYPES
     if data[end - 1] != 0 or data[end - 2] != 0 or data[end - 3] != 0 or 0 in sql:
         text_end = cstring_end(data, name_end + 1, end)
         sql = data[name_end + 1 : text_end]
@@ -216,19 +242,10 @@ def _parse(
         statements.last_profile = profile
     elif name in statements.named:
         message.error = DuplicateStatement(f'prepared statement "{_readable(name)}" already exists')
-    elif len(sql) > MAX_HELD:
-        message.error = FeatureNotSupported(
-            f"the text of a named prepared statement may have {MAX_HELD} bytes at most",
-            hint="Prepare it without a name, or send it as a simple query.",
-        )
-    elif len(statements.named) >= MAX_STATEMENTS:
-        message.error = TooManyStatements(f"a client may have {MAX_STATEMENTS} prepared statements at most")
-    elif statements.named_bytes + len(sql) > MAX_STATEMENT_BYTES:
-        message.error = TooManyStatements(
-            f"a client's prepared statements may have {MAX_STATEMENT_BYTES} bytes at most"
-        )
     else:
-        statements.put(name, statement)
+        message.error = statements.problem(len(sql))
+        if message.error is None:
+            statements.put(name, statement)
     return message
 
 

@@ -15,7 +15,7 @@ from proxy.query.intent import TRANSACTION, Intent
 from proxy.query.parameters import HIDDEN
 from proxy.query.route import Route, choose
 from proxy.session.answering import Answering
-from proxy.session.sending import Writer, undo, write_back, write_prelude, write_unit
+from proxy.session.sending import Writer, undo, write_between, write_prelude, write_unit
 from proxy.session.settings import probed, settings_for
 from proxy.session.state import FOR_CLIENT, FOR_IDLE, FOR_REPLIES, FOR_SERVER, FOR_SWEEP
 from proxy.session.unit import Unit
@@ -29,6 +29,7 @@ from proxy.wire.codes import (
     IN_TRANSACTION,
 )
 from proxy.wire.messages import (
+    FLUSH,
     PARSE_COMPLETE,
     READY_FAILED,
     READY_IDLE,
@@ -220,17 +221,22 @@ class Lending(Answering):
         elif ended != FE_QUERY and (unit.length != 1 or ended != FE_FLUSH):
             # A Flush alone begins nothing: psycopg sends one behind the Sync of each pipeline.
             self.awaits_sync = True
-        swept = unit.sweeps and self.awaits_sync and unit.refused is None
+        halts = unit.halts or decides
+        if unit.halts and self.awaits_sync and ended != FE_QUERY and not server.replies.skipping:
+            # What follows waits for the answer: names, and what the server holds, may change.
+            if unit.sweeps:
+                self._write_back(server, out, now)
+            out.put(FLUSH)
+            server.crowded = True
+            self.waits |= FOR_SWEEP
         unit.clear()
-        if swept:
-            self._write_back(server, out, now)
         out.write_to(server)
         if was_empty:
             server.replies.start()
         if server.replies.length > MAX_REPLIES:
             self.waits |= FOR_REPLIES
             server.crowded = True
-        if decides and (self.query_is_last or not self.awaits_sync):
+        if halts and (self.query_is_last or not self.awaits_sync):
             self.waits |= FOR_IDLE
             if self.awaits_sync:
                 # A Query behind an unfinished unit is not answered where the server skips to a Sync: see relieved().
@@ -278,17 +284,12 @@ class Lending(Answering):
         return True
 
     def _write_back(self, server: Server, out: Writer, now: float) -> None:
-        """Restore identity and parameters behind a RESET ALL or DISCARD ALL whose Sync has not come.
-
-        What follows waits for the answer: its names and the server's statements may be gone.
-        """
+        """Restore identity and parameters behind a RESET ALL or DISCARD ALL whose Sync has not come."""
         settings = list(self.startup_profile.values)
         claim = self._claim(server, now)
         if claim:
             settings.append(("sluice.identity", claim))
-        write_back(server, settings, out)
-        server.crowded = True
-        self.waits |= FOR_SWEEP
+        write_between(server, settings, out)
 
     def _claim(self, server: Server, now: float) -> str:
         """Return the session's signed identity for `server`, "" where identities are not signed."""

@@ -11,11 +11,23 @@ from typing import Final, final
 from mypy_extensions import i64
 
 from proxy.errors import ClientError
+from proxy.query.naming import PREPARE as PREPARE_STEP
 from proxy.query.prepared import Statement
+from proxy.session.renaming import Edit
 from proxy.session.settings import settings_between
 from proxy.session.unit import Message, Unit
 from proxy.upstream.server import Server
-from proxy.wire.codes import FE_BIND, FE_CLOSE, FE_DESCRIBE, FE_EXECUTE, FE_FLUSH, FE_PARSE, FE_QUERY, FE_SYNC
+from proxy.wire.codes import (
+    FAILED_TRANSACTION,
+    FE_BIND,
+    FE_CLOSE,
+    FE_DESCRIBE,
+    FE_EXECUTE,
+    FE_FLUSH,
+    FE_PARSE,
+    FE_QUERY,
+    FE_SYNC,
+)
 from proxy.wire.messages import (
     CLOSE_COMPLETE,
     FLUSH,
@@ -50,8 +62,11 @@ from proxy.wire.replies import SYNC as SYNC_REPLY
 _REFUSED: Final = b"_sluice_refused"
 """A statement and portal that never exist: binding it is an error for certain, which one of ours replaces."""
 
-_BACK: Final = b"_sluice_back"
-"""The statement and portal that restore settings behind a RESET ALL."""
+_BETWEEN: Final = b"_sluice_between"
+"""The statement and portal that change settings in the middle of a client's transaction."""
+
+_EDITED: Final = b"_sluice_edited"
+"""The statement that a rewritten text is, while it is bound or described."""
 
 UNNAMED: Final = b"unnamed"
 """The subject of a Parse of the proxy's own that makes a client's statement the unnamed one."""
@@ -120,12 +135,6 @@ def write_prelude(server: Server, settings: list[tuple[str, str]], out: Writer) 
     The values are parameters, so that pg_stat_activity never shows them; the statement is parsed once for each
     number of settings on a server connection.
     """
-    _write_settings(server, settings, out)
-    out.put(SYNC)
-    server.replies.push(Reply(SYNC_REPLY, SKIP))
-
-
-def _write_settings(server: Server, settings: list[tuple[str, str]], out: Writer) -> None:
     count = len(settings)
     name = b"_sluice_set_%d" % count
     replies = server.replies
@@ -139,35 +148,31 @@ def _write_settings(server: Server, settings: list[tuple[str, str]], out: Writer
         values.append(value.encode())
     out.put(bind_text(name, values))
     out.put(execute(name))
+    out.put(SYNC)
     replies.push(Reply(BIND, SKIP))
     replies.push(Reply(EXECUTE, SKIP))
+    replies.push(Reply(SYNC_REPLY, SKIP))
 
 
-def write_back(server: Server, settings: list[tuple[str, str]], out: Writer) -> None:
-    """Write `settings` behind a RESET ALL or DISCARD ALL, within the client's transaction, and ask for the answers.
+def write_between(
+    server: Server, settings: list[tuple[str, str]], out: Writer, subject: object | None = None
+) -> None:
+    """Write `settings` among a client's messages, within its transaction and leaving no portal behind.
 
     The statement is parsed for this once: what the server holds by then is not known.
     """
-    if settings:
-        owed = (CLOSE, PARSE, BIND, EXECUTE, CLOSE)
-        values = [each.encode() for setting in settings for each in setting]
-        out.put(close_statement(_BACK) + parse(_BACK, _set_config(len(settings))))
-        out.put(bind_text(_BACK, values) + execute(_BACK) + close_portal(_BACK))
-        for kind in owed:
-            server.replies.push(Reply(kind, SKIP))
-    out.put(FLUSH)
+    if not settings:
+        return
+    values = [each.encode() for setting in settings for each in setting]
+    out.put(close_statement(_BETWEEN) + parse(_BETWEEN, _set_config(len(settings))))
+    out.put(bind_text(_BETWEEN, values) + execute(_BETWEEN) + close_portal(_BETWEEN))
+    for kind in (CLOSE, PARSE, BIND, EXECUTE, CLOSE):
+        server.replies.push(Reply(kind, SKIP, subject))
 
 
 def _set_config(count: int) -> bytes:
     calls = [b"pg_catalog.set_config($%d, $%d, false)" % (2 * at + 1, 2 * at + 2) for at in range(count)]
     return b"SELECT " + b", ".join(calls)
-
-
-def _write_settings_between(server: Server, settings: list[tuple[str, str]], out: Writer) -> None:
-    """Write a change of settings among a client's messages: within its transaction, leaving no portal behind."""
-    _write_settings(server, settings, out)
-    out.put(close_portal(b"_sluice_set_%d" % len(settings)))
-    server.replies.push(Reply(CLOSE, SKIP))
 
 
 def write_unit(
@@ -189,6 +194,8 @@ def write_unit(
                 undo(replies.peer, following)
             return False
         code = message.message_code
+        if message.edit is not None:
+            _write_edit(server, message, message.edit, out, settled)
         if code == FE_QUERY or code == FE_EXECUTE:
             message.sent_at = now
             message.bytes_in = message.end - message.start
@@ -196,7 +203,7 @@ def write_unit(
             if code == FE_QUERY:
                 # A simple query destroys the unnamed statement (manual, "Extended Query").
                 server.unnamed = None
-        elif code == FE_BIND or code == FE_DESCRIBE:
+        elif (code == FE_BIND or code == FE_DESCRIBE) and message.edit is None:
             statement = message.statement
             if statement is not None:
                 if message.name:
@@ -223,7 +230,12 @@ def write_unit(
             replies.push(message)
             message = following
             continue
-        if message.name and message.statement is not None:
+        if (
+            (message.name or message.edit is not None)
+            and message.statement is not None
+            and code != FE_EXECUTE
+        ):
+            known = message.statement.name if message.edit is None else _EDITED
             if code == FE_BIND:
                 out.put(
                     bind_renamed(
@@ -232,11 +244,11 @@ def write_unit(
                         message.end,
                         message.name_start,
                         message.name_end,
-                        message.statement.name,
+                        known,
                     )
                 )
             else:
-                out.put(describe_renamed(code, message.statement.name))
+                out.put(describe_renamed(code, known))
         else:
             out.copy(message.data, message.start, message.end)
         message.data = b""
@@ -273,14 +285,52 @@ def _parse_again(server: Server, statement: Statement, out: Writer, settled: boo
         _write_parse(server, statement, out)
         server.outdate(statement)
         return
-    _write_settings_between(server, there, out)
+    # In a failed transaction the client gets what the server says to that.
+    write_between(server, there, out, UNNAMED)
     _write_parse(server, statement, out)
-    _write_settings_between(server, back, out)
+    write_between(server, back, out, UNNAMED)
 
 
 def _write_parse(server: Server, statement: Statement, out: Writer) -> None:
     out.put(statement.parse_message)
-    server.replies.push(Reply(PARSE, SKIP, statement))
+    replies = server.replies
+    if not statement.by_sql:
+        replies.push(Reply(PARSE, SKIP, statement))
+        return
+    replies.push(Reply(CLOSE, SKIP))
+    replies.push(Reply(PARSE, SKIP, statement))
+    replies.push(Reply(BIND, SKIP, statement))
+    replies.push(Reply(EXECUTE, SKIP, statement))
+    replies.push(Reply(CLOSE, SKIP))
+
+
+def _write_edit(server: Server, message: Message, edit: Edit, out: Writer, settled: bool) -> None:
+    """Prepare what a rewritten text needs, in front of its message, and the text itself in front of a Bind."""
+    replies = server.replies
+    code = message.message_code
+    message.edited = True
+    last = replies.tail
+    if code == FE_QUERY or code == FE_EXECUTE:
+        for step in edit.steps:
+            if step.verb == PREPARE_STEP and not server.holds(step.statement):
+                closing = server.hold(step.statement)
+                if closing:
+                    out.put(closing)
+    # In a failed transaction a Query fails by itself, and nothing but the empty text can be parsed.
+    failed = code == FE_QUERY and replies.status == FAILED_TRANSACTION
+    if code != FE_EXECUTE:
+        for statement in edit.needs:
+            if not (failed and statement.sql) and not server.holds(statement):
+                _parse_again(server, statement, out, settled)
+    if code == FE_QUERY:
+        if replies.tail is not last:
+            # Nothing is outstanding: the session sees to that.
+            out.put(SYNC)
+            replies.push(Reply(SYNC_REPLY, SKIP))
+    elif code != FE_EXECUTE and message.statement is not None:
+        out.put(close_statement(_EDITED) + parse(_EDITED, edit.sql, message.statement.types))
+        replies.push(Reply(CLOSE, SKIP))
+        replies.push(Reply(PARSE, SKIP, UNNAMED))
 
 
 def _write_named_parse(server: Server, message: Message, out: Writer) -> None:

@@ -24,13 +24,14 @@ from proxy.errors import (
     RateLimitExceeded,
 )
 from proxy.query.intent import DDL, READ, Intent
+from proxy.query.prepared import Statement
 from proxy.query.route import pool_problem, refusal
 from proxy.session.collect import read_message
 from proxy.session.lending import Lending
+from proxy.session.renaming import Edit, rewrite
 from proxy.session.state import FOR_CLIENT, FOR_IDLE
 from proxy.session.unit import MAX_BYTES, Message
 from proxy.wire.codes import (
-    FAILED_TRANSACTION,
     FE_BIND,
     FE_CLOSE,
     FE_COPY_DATA,
@@ -46,17 +47,14 @@ from proxy.wire.codes import (
     FE_SYNC,
     FE_TERMINATE,
     HEADER,
-    IN_TRANSACTION,
     MAX_HELD,
     MAX_MESSAGE,
     MAX_SMALL_MESSAGE,
 )
-from proxy.wire.codes import IDLE as STATUS_IDLE
 from proxy.wire.messages import (
     READY_FAILED,
     READY_IDLE,
-    command_complete,
-    ready,
+    query,
 )
 from proxy.wire.replies import COPY_END, FORWARD, QUERY, Reply
 
@@ -211,6 +209,7 @@ class Session(Lending):
             intent = self.database.intents.lookup(sql)
         else:
             # Longer than what is parsed; the rest streams behind.
+            sql = b""
             intent = self.database.intents.lookup_prefix(data[start + HEADER : n], end - start - HEADER - 1)
         message = Message(FE_QUERY, QUERY, data, start, end, None)
         message.intent = intent
@@ -218,10 +217,9 @@ class Session(Lending):
         if not self._finish_unit(data, start, end, now):
             return
         unit = self.unit
+        if intent.names and not self._rename_query(message, sql, intent):
+            return
         if intent.kind != READ or intent.refused or self.bucket is not None:
-            if intent.deallocates:
-                if self._answer(intent, message):
-                    return
             if message.error is None:
                 message.error = self._admit(intent, now)
         self.statements.unnamed = None
@@ -252,7 +250,7 @@ class Session(Lending):
 
     def _extended(self, kind: i64, data: bytes, start: i64, end: i64, length: i64, now: float) -> None:
         """Take a message of the extended protocol."""
-        if self.unit.sweeps and kind != FE_SYNC and kind != FE_FLUSH:
+        if self.unit.halts and kind != FE_SYNC and kind != FE_FLUSH:
             self._dispatch(self.unit, now)
             self._put_behind(data, start, end)
             return
@@ -276,6 +274,8 @@ class Session(Lending):
         statement = message.statement
         if statement is not None and (kind == FE_BIND or kind == FE_PARSE):
             unit.uses(statement.intent)
+        if statement is not None and statement.intent.names and not statement.by_sql:
+            self._rename(message, statement)
         if kind == FE_EXECUTE:
             message.queued_at = now
             intent = message.intent
@@ -284,6 +284,7 @@ class Session(Lending):
                     message.error = self._admit(intent, now)
                     if intent.sweeps and message.error is None:
                         unit.sweeps = True
+                        unit.halts = True
         elif kind == FE_SYNC or kind == FE_FLUSH:
             unit.ended_by = kind
         unit.add(message)
@@ -337,27 +338,61 @@ class Session(Lending):
             and "temporary table" in self.pins
         )
 
-    def _answer(self, intent: Intent, message: Message) -> bool:
-        """Answer a statement that no server is to see, in its turn; False where it is not one."""
-        named = self.statements.named
-        name = intent.deallocates.encode()
-        if intent.statements != 1 or (name != b"all" and name not in named):
-            return False
+    def _rename_query(self, message: Message, sql: bytes, intent: Intent) -> bool:
+        """Exchange the names of prepared statements in a simple query; False where it has to wait for its turn."""
         server = self.server
+        if self.awaits_sync and server is not None:
+            message.error = FeatureNotSupported(
+                "PREPARE, EXECUTE and DEALLOCATE in a simple query are not supported before the Sync of what precedes"
+            )
+            return True
         if server is not None and server.replies.head is not None:
             self.waits |= FOR_IDLE
             self._put_behind(message.data, message.start, message.end)
-            return True
-        if self.in_transaction and server is not None and server.replies.status == FAILED_TRANSACTION:
             return False
-        if name == b"all":
-            self.statements.named = {}
-            self.statements.named_bytes = 0
-        else:
-            self.statements.drop(name)
-        tag = b"DEALLOCATE ALL" if name == b"all" else b"DEALLOCATE"
-        self.forward(command_complete(tag) + ready(IN_TRANSACTION if self.in_transaction else STATUS_IDLE))
+        edit = self._rewrite(message, sql, intent)
+        if edit is not None:
+            message.edit = edit
+            message.data = query(edit.sql)
+            message.start = 0
+            message.end = len(message.data)
+            self.unit.halts = True
+            self.edit = edit
         return True
+
+    def _rename(self, message: Message, statement: Statement) -> None:
+        """Exchange the names of prepared statements in what is bound, described or executed."""
+        kind = message.message_code
+        edit = message.edit
+        if kind == FE_EXECUTE:
+            if edit is not None and edit.steps and message.error is None:
+                self.unit.halts = True
+        elif (kind == FE_BIND or kind == FE_DESCRIBE) and message.error is None:
+            edit = self._rewrite(message, statement.sql, statement.intent)
+            message.edit = edit
+            if kind == FE_BIND and edit is not None:
+                portal = message.data[message.start + HEADER : message.name_start - 1]
+                self.statements.edits[portal] = edit
+
+    def _rewrite(self, message: Message, sql: bytes, intent: Intent) -> Edit | None:
+        """Return `sql` with its names exchanged; None where it is refused, which is the message's error then."""
+        database = self.database
+        statements = self.statements
+        profile = None if self.touched or self.pinned else self.profile
+        try:
+            edit = rewrite(sql, intent, statements.named, database.intents, database.statements, profile)
+            statements.admit(edit)
+        except ClientError as error:
+            message.error = error
+            return None
+        for statement in edit.runs:
+            reason = refusal(statement.intent, self.key.can_write, self.key.is_admin)
+            if reason:
+                message.error = InsufficientPermissions(reason)
+                self._denied(statement.intent, message.error)
+                return None
+            self.unit.uses(statement.intent)
+        return edit
 
     def _refuse_function_call(self, data: bytes, start: i64, end: i64, now: float) -> None:
         """Refuse a FunctionCall in its turn; like a Query it is answered with a ReadyForQuery."""

@@ -25,7 +25,8 @@ _PROBES: Final = {
     "hold cursor": "EXISTS (SELECT 1 FROM pg_catalog.pg_cursors c WHERE c.is_holdable)",
     "advisory lock": "EXISTS (SELECT 1 FROM pg_catalog.pg_locks l WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory'"
     " AND l.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid())",
-    "prepare": "EXISTS (SELECT 1 FROM pg_catalog.pg_prepared_statements p WHERE p.from_sql)",
+    "prepare": "EXISTS (SELECT 1 FROM pg_catalog.pg_prepared_statements p WHERE p.from_sql"
+    " AND NOT pg_catalog.starts_with(p.name, '_sluice_'))",
 }
 
 LASTING: Final = frozenset({"load", "dblink", "setseed"})

@@ -31,6 +31,7 @@ from proxy.query.parameters import Profile
 from proxy.query.route import Route
 from proxy.session.collect import ClientStatements
 from proxy.session.database import Database
+from proxy.session.renaming import Edit
 from proxy.session.sending import Writer
 from proxy.session.settings import Look
 from proxy.session.unit import Unit
@@ -115,6 +116,8 @@ class SessionState(Borrower):
         # An error was answered without a server; what follows is dropped up to Sync.
         self.skips_to_sync = False
         self.prelude_under_way = False
+        # The rewritten text of a Query that is under way.
+        self.edit: Edit | None = None
         self.wrote = False
         # The transaction has run DDL.
         self.defined = False

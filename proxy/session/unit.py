@@ -13,6 +13,7 @@ from mypy_extensions import i64, mypyc_attr
 from proxy.errors import ClientError
 from proxy.query.intent import READ, READONLY, Intent
 from proxy.query.prepared import Statement
+from proxy.session.renaming import Edit
 from proxy.wire.codes import FE_EXECUTE
 from proxy.wire.replies import FORWARD, Reply
 
@@ -47,6 +48,8 @@ class Message(Reply):
         self.error: ClientError | None = None
         # It is the first to prepare its statement on the server connection.
         self.prepares = False
+        # What its text was rewritten to, for the names of prepared statements in it.
+        self.edit: Edit | None = None
         self.following: Message | None = None
 
 
@@ -66,6 +69,8 @@ class Unit:
         self.special: list[Intent] = []
         # It runs RESET ALL or DISCARD ALL, which takes away what the messages behind it need.
         self.sweeps = False
+        # It does that, or changes the client's names by SQL: what follows has to wait.
+        self.halts = False
         self.begins = False
         self.ends = False
         # The kind of the message that ended it; 0 while it is open.
@@ -85,6 +90,7 @@ class Unit:
         if self.special:
             self.special = []
         self.sweeps = False
+        self.halts = False
         self.begins = False
         self.ends = False
         self.ended_by = 0

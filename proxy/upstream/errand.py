@@ -54,6 +54,14 @@ class Errand(Borrower):
     def undone(self, reply: Reply) -> None:
         """Learn nothing: an errand prepares nothing."""
 
+    def completed(self, reply: Reply) -> bytes:
+        """Leave the answer as it is: an errand's text is its own."""
+        return b""
+
+    def retold(self, reply: Reply, error: bytes) -> bytes:
+        """Leave the error as it is."""
+        return error
+
     def executed(self, reply: Reply) -> None:
         """Learn nothing: an errand is not logged as a client's access."""
 

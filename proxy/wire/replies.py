@@ -102,6 +102,8 @@ class Reply:
         # What the client is told instead, if the answer is that the statement was cancelled.
         self.cancelled_as: bytes = b""
         self.in_transaction: bool = False
+        # The text was rewritten: its peer is asked what to tell the client of it.
+        self.edited: bool = False
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -114,6 +116,14 @@ class Peer:
 
     def executed(self, reply: Reply) -> None:
         """Learn that a Query or an Execute has been answered, well or badly."""
+        raise AssertionError
+
+    def completed(self, reply: Reply) -> bytes:
+        """Learn that a statement of a rewritten text has completed; returns what is told instead, or b""."""
+        raise AssertionError
+
+    def retold(self, reply: Reply, error: bytes) -> bytes:
+        """Return the ErrorResponse of a rewritten text as the client gets it, b"" for nothing."""
         raise AssertionError
 
     def undone(self, reply: Reply) -> None:
@@ -169,7 +179,7 @@ class ReplyQueue:
         """Append what the server owes for a message that is being sent."""
         if self.skipping:
             if reply.kind != SYNC:
-                if self.peer is not None and (reply.kind == PARSE or reply.kind == CLOSE):
+                if self.peer is not None and (reply.kind == PARSE or reply.kind == CLOSE or reply.edited):
                     self.peer.undone(reply)
                 return
             self.skipping = False
@@ -368,6 +378,11 @@ class ReplyQueue:
         if head.mode != FORWARD:
             self._cut(pos, end)
         if kind == BE_COMMAND_COMPLETE:
+            if head.edited and self.peer is not None:
+                instead = self.peer.completed(head)
+                if instead:
+                    self._cut(pos, end)
+                    self.peer.forward(instead)
             if sent == QUERY:
                 head.rows += affected_rows(self._data, pos, end)
                 return
@@ -471,6 +486,12 @@ class ReplyQueue:
             self._cut(pos, end)
             if self.peer is not None:
                 self.peer.forward(head.payload)
+        elif head.edited and end <= n and not head.cancelled_as:
+            self._cut(pos, end)
+            if self.peer is not None:
+                told = self.peer.retold(head, self._data[pos:end])
+                if told:
+                    self.peer.forward(told)
         elif head.cancelled_as:
             if state == _CANCELLED and end <= n:
                 self._cut(pos, end)
@@ -505,6 +526,6 @@ class ReplyQueue:
                     peer.executed(reply)
                     break
             for reply in reversed(dropped):
-                if reply.kind == PARSE or reply.kind == CLOSE:
+                if reply.kind == PARSE or reply.kind == CLOSE or reply.edited:
                     peer.undone(reply)
         self._advance(end, now)

@@ -59,7 +59,7 @@ def test_only_proven_reads_are_for_replicas() -> None:
             assert intent.kind in ("read", "transaction", "session")
             assert not intent.needs_write
             assert not intent.needs_admin
-        if intent.kind == "unknown" and not intent.executes:
+        if intent.kind == "unknown":
             assert intent.fingerprint == ""
             assert intent.literal_dependent
 

@@ -99,6 +99,7 @@ _SET = re.compile(r'SET (LOCAL |SESSION )?"?([\w.]+)"? (?:=|TO) \'?([^\']*)\'?\Z
 _WORDS = {
     *("SELECT", "INSERT", "UPDATE", "DELETE", "COPY", "SET", "RESET", "DISCARD"),
     *("LISTEN", "UNLISTEN", "CREATE", "DROP", "DO", "LOAD", "DECLARE", "CLOSE"),
+    *("PREPARE", "EXECUTE", "DEALLOCATE"),
 }
 REPORTED = {"timezone": "TimeZone", "datestyle": "DateStyle", "application_name": "application_name"}
 DEFAULTS = {"timezone": "UTC", "datestyle": "ISO, MDY", "application_name": "", "work_mem": "4096"}
@@ -366,6 +367,8 @@ class Backend:
             raise Failed("22012")
         if word not in _WORDS:
             raise Failed("42601")
+        if word in ("PREPARE", "EXECUTE", "DEALLOCATE"):
+            return self._named(word, sql.split(" ")[1 if word == "PREPARE" else -1], sql)
         self._uncommitted.append(sql)
         self.kept |= {view for start, view in _KEEPS.items() if sql.startswith(start)}
         self.kept -= {view for start, view in _LETS_GO.items() if sql.startswith(start)}
@@ -392,6 +395,22 @@ class Backend:
             assert matched is not None, sql
             self._set(matched[2], matched[3])
         return {"INSERT": "INSERT 0 1", "UPDATE": "UPDATE 1"}.get(word, word), None
+
+    def _named(self, word: str, name: str, sql: str) -> tuple[str, list[str] | None]:
+        if word == "PREPARE":
+            if name in self.statements:
+                raise Failed("42P05")
+            inner = sql.partition(" AS ")[2]
+            self._fail_on(inner)
+            self.statements[name] = inner
+            self.parsed_under[inner] = self.settings["timezone"]
+            return word, None
+        if name not in self.statements:
+            raise Failed("26000")
+        if word == "EXECUTE":
+            return self._execute(self.statements[name], [])
+        del self.statements[name]
+        return word, None
 
     def _end(self, word: str) -> str:
         if word == "ROLLBACK" or self.status == "E":

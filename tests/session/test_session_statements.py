@@ -22,7 +22,6 @@ from tests.session.frontend import (
     query,
     rows,
     run,
-    tags,
 )
 
 READ = "SELECT 'alice'"
@@ -217,15 +216,6 @@ def test_what_is_prepared_behind_a_discard_all_in_one_packet_stays(world: World)
     answer = client.ask(query("DISCARD ALL"), parse("s", READ), SYNC, use("s"))
     assert kinds(answer) == "C ZI 1 ZI 2 D C ZI"
     assert kinds(client.ask(use("s"))) == "2 D C ZI"
-
-
-def test_deallocate_reaches_names_of_the_protocol(world: World) -> None:
-    client = world.client()
-    client.ask(parse("a", READ), parse("b", READ), SYNC)
-    assert tags(client.ask(query("DEALLOCATE a"))) == ["DEALLOCATE"]
-    assert kinds(client.ask(use("a"), use("b"))) == "E:26000 ZI 2 D C ZI"
-    assert tags(client.ask(query("DEALLOCATE ALL"))) == ["DEALLOCATE ALL"]
-    assert kinds(client.ask(use("b"))) == "E:26000 ZI"
 
 
 def test_a_portal_lives_as_long_as_its_transaction(world: World) -> None:
@@ -423,3 +413,21 @@ def test_what_follows_a_reset_that_fails_is_skipped(world: World) -> None:
     pipeline = parse("", "DISCARD ALL") + bind() + execute() + parse("s", INSERT) + bind("s") + execute()
     assert kinds(client.ask(pipeline, SYNC)) == "1 2 E:25001 ZE"
     assert kinds(client.ask(query("ROLLBACK"), use("s"), use("kept"))) == "C ZI E:26000 ZI 2 D C ZI"
+
+
+@pytest.mark.parametrize("sql", ["RESET ALL", "DISCARD ALL"])
+def test_a_reset_behind_a_flush_is_waited_for(world: World, sql: str) -> None:
+    client = world.client()
+    unfinished = parse("", INSERT) + bind() + execute() + FLUSH
+    client.send(unfinished, query(sql), query(INSERT))
+    world.settle()
+    assert kinds(client.take()).startswith("1 2 C ")
+    assert {ran.owner for ran in world.of("primary")[0].ran if ran.sql == INSERT} == {"alice"}
+
+
+@pytest.mark.parametrize("sql", ["RESET ALL", "DISCARD ALL"])
+def test_a_reset_that_is_skipped_is_not_waited_for(world: World, sql: str) -> None:
+    client = world.client()
+    client.send(parse("", "SELECT 1/0"), bind(), execute(), FLUSH, query(sql), SYNC, query(INSERT))
+    world.settle()
+    assert kinds(client.take()) == "1 2 E:22012 ZI C ZI"
