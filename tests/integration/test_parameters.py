@@ -253,8 +253,12 @@ PINNING = {
         "LISTEN b",
         "UNLISTEN a",
         "SELECT pg_listening_channels()",
-    ]
-    + ["UNLISTEN b", "BEGIN", "LISTEN c", "ROLLBACK", "SELECT pg_listening_channels()"],
+        "UNLISTEN b",
+        "BEGIN",
+        "LISTEN c",
+        "ROLLBACK",
+        "SELECT pg_listening_channels()",
+    ],
     "temporary table": [
         *("CREATE TEMP TABLE mine AS SELECT 7 AS x", "SELECT x FROM mine", "INSERT INTO mine VALUES (8)"),
         *("SELECT sum(x) FROM mine", "CREATE TEMP VIEW seen AS SELECT x FROM mine", "SELECT x FROM seen"),

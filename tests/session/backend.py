@@ -442,7 +442,7 @@ class Backend:
             return self.settings.get(setting, "")
         default = DEFAULTS.get(origin, "")
         changed = self.settings.get(origin, default) != default
-        return ("session " if changed else "default ") + default
+        return ("session=" if changed else "default=") + default
 
     def _set(self, name: str, value: str) -> None:
         if value == "bogus":
