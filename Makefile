@@ -1,6 +1,7 @@
 # make demo   an embedded PostgreSQL with a replica, two users, the proxy in front (ARGS=--once: a tour by itself)
 # make test   all tests with the compiled modules, then the pure ones interpreted (ARGS: pytest's)
 # make test-drivers   drivers of other languages too, each on a small pool: installs them (ARGS: --json FILE, --readme)
+# make fuzz   a search for input that breaks the protocol's laws (SECONDS=60), compiled, then interpreted
 # make bench  against PgBouncer, in one run (ARGS: see python -m tests.bench --help)
 # make lint   ruff and strict mypy
 # make build  compile the modules on the path of a query, beside their sources
@@ -8,6 +9,7 @@
 # Each makes what it needs by itself. PYTHON=... chooses another Python (3.11 or newer).
 
 ARGS ?=
+SECONDS ?= 60
 PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
 	$(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
 bin := .venv/bin
@@ -16,7 +18,7 @@ pip := $(bin)/python -m pip install --quiet --disable-pip-version-check
 workers := -n 2 --dist loadfile
 sources := $(shell find proxy -name '*.py')
 
-.PHONY: demo test test-drivers bench lint build clean
+.PHONY: demo test test-drivers fuzz bench lint build clean
 
 demo: build
 	@$(bin)/pgsluice demo $(ARGS)
@@ -28,6 +30,10 @@ test: build .venv/developing
 test-drivers: build .venv/developing
 	tests/drivers/install
 	$(bin)/pytest -q --tb=short tests/drivers $(ARGS)
+
+fuzz: build .venv/developing
+	$(bin)/python -m tests.fuzz --seconds $(SECONDS) $(ARGS)
+	PGSLUICE_INTERPRETED=1 $(bin)/python -m tests.fuzz --seconds $(SECONDS) $(ARGS)
 
 bench: build .venv/developing
 	@$(bin)/python -m tests.bench $(ARGS)

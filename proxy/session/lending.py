@@ -181,7 +181,10 @@ class Lending(Answering):
     def _send(self, server: Server, unit: Unit, now: float) -> None:
         """Send `unit`, behind whatever the server connection lacks, in one write."""
         out = self.out
-        idle = not (self.in_transaction or self.awaits_sync) and server.replies.head is None
+        idle = (
+            not (self.in_transaction or self.awaits_sync or server.replies.skipping)
+            and server.replies.head is None
+        )
         if idle and unit.special and not self._foresee(server, unit, now):
             return
         if idle and (
@@ -196,6 +199,9 @@ class Lending(Answering):
             self._restore(server, unit, out, now)
         decides = unit.sweeps
         for intent in unit.special:
+            if unit.refused is not None and not unit.runs_before_refused:
+                # Nothing of it runs, so nothing of it is left behind.
+                break
             if self._decides_what_follows(intent):
                 decides = True
             error = self._before(server, intent)

@@ -195,6 +195,9 @@ class Session(Lending):
             return False
         if self.skips_to_sync and kind == FE_PARSE:
             return True
+        if kind == FE_FUNCTION_CALL:
+            return True
+        _check_incomplete(kind, length)
         raise ProtocolViolation("message is too long for its type")
 
     def _query(self, data: bytes, start: i64, end: i64, now: float) -> None:
@@ -428,7 +431,9 @@ class Session(Lending):
 
 def _check_incomplete(kind: i64, length: i64) -> None:
     """Refuse a message before the rest of it has come, where its header tells that it can't become one."""
-    if kind not in _KNOWN or (length > MAX_SMALL_MESSAGE and kind in _SMALL):
-        raise ProtocolViolation("invalid message type or length")
+    if kind not in _KNOWN:
+        raise ProtocolViolation(f"invalid frontend message type {kind}")
+    if length > MAX_SMALL_MESSAGE and kind in _SMALL:
+        raise ProtocolViolation("invalid message length")
     if length != 4 and kind in _EMPTY:
         raise ProtocolViolation("invalid message length")

@@ -85,7 +85,10 @@ class Look:
     """
 
     def __init__(self, server: Server, touched: dict[str, bool], pins: Iterable[str]) -> None:
-        self.touched = {name: touched[name] for name in touched if _NAME.match(name)}
+        # An identity is nothing that a session carries along.
+        self.touched = {
+            name: touched[name] for name in touched if _NAME.match(name) and name != "sluice.identity"
+        }
         # Those of which it matters where the value comes from, or whose default has to be learned. What isn't
         # reported is told with a unit (64MB), but its default without (8192): only the origin tells them apart.
         self.origins = [

@@ -160,8 +160,12 @@ class SessionState(Borrower):
 
     def lost(self, error: ClientError) -> None:
         """End the session: its server connection is gone in the middle of its work."""
+        server = self.server
         self.server = None
         self._release_pin()
+        if server is not None and server.replies.midway:
+            self._end()
+            return
         self.fatal(error)
 
     def cancel(self) -> Server | None:
@@ -205,7 +209,9 @@ class SessionState(Borrower):
     def stalled(self, now: float, limit: float) -> bool:
         """Tell whether an open transaction has stood idle for more than `limit` seconds (0 for no limit)."""
         server = self.server
-        if limit <= 0.0 or (not self.in_transaction and not self.awaits_sync):
+        # Behind an error in the extended protocol the server waits for a Sync, in no transaction perhaps.
+        skips = server is not None and server.replies.skipping
+        if limit <= 0.0 or not (self.in_transaction or self.awaits_sync or skips):
             return False
         if server is None:
             return now - self.active_at > limit and self.held_unit is None
@@ -233,10 +239,12 @@ class SessionState(Borrower):
         return self.held_unit is None and not self.pending and not self.in_transaction
 
     def fatal(self, error: ClientError) -> None:
-        """Tell the client why, and end the session."""
+        """Tell the client why, and end the session; within a row nothing can be told, for it would be data there."""
         if self.ended:
             return
-        self.outlet.write(error_response(error, True))
+        server = self.server
+        if server is None or not server.replies.midway:
+            self.outlet.write(error_response(error, True))
         self._end()
 
     def _terminate(self, error: ClientError | None = None) -> None:

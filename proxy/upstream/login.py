@@ -36,6 +36,7 @@ from proxy.wire.codes import (
     PROTOCOL_3_0,
 )
 from proxy.wire.messages import error_fields, message, parameters_of
+from proxy.wire.replies import MAX_PARAMETERS
 from proxy.wire.scram import ClientExchange
 
 # A role may change its own defaults through a DO block, and startup options win over those; so whatever the
@@ -46,6 +47,9 @@ _FIXED_OPTIONS = {
     "role": "none",
     "local_preload_libraries": "",
 }
+
+_MOST_REQUESTS = 4
+"""Authentication requests of one login: SCRAM takes SASL, SASLContinue, SASLFinal and Ok. Each may cost us work."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,7 @@ class _LoginProtocol(asyncio.Protocol):
         self._buffer = b""
         self._scram: ClientExchange | None = None
         self._scram_verified = False
+        self._requests = 0
         self._parameters: dict[bytes, bytes] = {}
         self._pid = 0
         self._secret = b""
@@ -176,30 +181,32 @@ class _LoginProtocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
+        at = 0
         try:
-            while not self._done.done() and (taken := self._take()) is not None:
-                self._handle(*taken)
+            while not self._done.done() and (whole := self._message(at)):
+                at += len(whole)
+                self._handle(whole[0], whole)
         except ClientError as error:
             if not self._done.done():
                 self._done.set_exception(_unavailable(self._login, error.extra or error.message))
+        # Once, and not for each message: a read may bring 50,000 of them.
+        self._buffer = self._buffer[at:]
 
     def connection_lost(self, failure: Exception | None) -> None:
         if not self._done.done():
             reason = str(failure) if failure else "connection closed during login"
             self._done.set_exception(_unavailable(self._login, reason))
 
-    def _take(self) -> tuple[int, bytes] | None:
-        """Return type and bytes of the next whole message."""
-        if len(self._buffer) < HEADER:
-            return None
-        length = int.from_bytes(self._buffer[1:HEADER], "big", signed=True)
+    def _message(self, at: int) -> bytes:
+        """Return the whole message at `at`, b"" while it is incomplete."""
+        buffer = self._buffer
+        if len(buffer) < at + HEADER:
+            return b""
+        length = int.from_bytes(buffer[at + 1 : at + HEADER], "big", signed=True)
         if length < 4 or length > MAX_HELD:
             raise ProtocolViolation("a server sent a login message of impossible length")
-        if len(self._buffer) < length + 1:
-            return None
-        whole = self._buffer[: length + 1]
-        self._buffer = self._buffer[length + 1 :]
-        return whole[0], whole
+        end = at + 1 + length
+        return buffer[at:end] if len(buffer) >= end else b""
 
     def _handle(self, kind: int, whole: bytes) -> None:
         if kind == BE_AUTHENTICATION:
@@ -207,6 +214,8 @@ class _LoginProtocol(asyncio.Protocol):
         elif kind == BE_PARAMETER_STATUS:
             name, value = parameters_of(whole, 0, len(whole))
             self._parameters[name] = value
+            if len(self._parameters) > MAX_PARAMETERS:
+                raise ProtocolViolation("a server reports more parameters than there are")
         elif kind == BE_BACKEND_KEY_DATA:
             if len(whole) < HEADER + 8:
                 raise ProtocolViolation("a server sent a malformed BackendKeyData")
@@ -227,6 +236,9 @@ class _LoginProtocol(asyncio.Protocol):
         request = int.from_bytes(whole[5:9], "big")
         if len(whole) < 9:
             raise ProtocolViolation("a server sent a malformed authentication request")
+        self._requests += 1
+        if self._requests > _MOST_REQUESTS:
+            raise UpstreamUnavailable("the server does not stop asking for authentication")
         if request == AUTH_OK:
             if self._scram is not None and not self._scram_verified:
                 raise UpstreamUnavailable("the server ended SCRAM without a proof of its own")

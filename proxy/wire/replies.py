@@ -45,7 +45,10 @@ from proxy.wire.codes import (
     BE_PORTAL_SUSPENDED,
     BE_READY,
     BE_ROW_DESCRIPTION,
+    FAILED_TRANSACTION,
     HEADER,
+    IDLE,
+    IN_TRANSACTION,
     MAX_HELD,
     MAX_MESSAGE,
 )
@@ -61,6 +64,9 @@ EXECUTE: Final = 5
 CLOSE: Final = 6
 SYNC: Final = 7
 COPY_END: Final = 8  # CopyDone or CopyFail: owes nothing, but marks which Syncs a COPY swallows
+
+MAX_PARAMETERS: Final = 100
+"""Parameters that a server may report of itself; PostgreSQL 18 reports 16, extensions may mark more of their own."""
 
 # What becomes of the answer.
 FORWARD: Final = 0
@@ -195,14 +201,19 @@ class ReplyQueue:
         self.tail = reply
         self.length += 1
 
+    @property
+    def midway(self) -> bool:
+        """Tell whether the client has got the beginning of a message whose end has not come."""
+        return self._body_left > 0 and self._body_forward
+
     def start(self) -> None:
         """Answer what stands at the head and needs no server; to be called after pushes to an empty queue."""
         self._advance(0, 0.0)
 
     @property
     def empty(self) -> bool:
-        """Tell whether nothing is owed and no message is half received."""
-        return self.head is None and self._body_left == 0 and not self._held
+        """Tell whether nothing is owed, no message is half received, and the server doesn't wait for a Sync."""
+        return self.head is None and self._body_left == 0 and not self._held and not self.skipping
 
     def scan(self, data: bytes, now: float) -> bool:
         """Take the next bytes from the server, at time `now`.
@@ -261,7 +272,10 @@ class ReplyQueue:
             if kind == BE_READY:
                 if length != 5:
                     raise ProtocolViolation("a server sent a malformed ReadyForQuery")
-                self.status = data[pos + 5]
+                status: i64 = data[pos + 5]
+                if status != IDLE and status != IN_TRANSACTION and status != FAILED_TRANSACTION:
+                    raise ProtocolViolation("a server sent a ReadyForQuery of no known status")
+                self.status = status
                 became_ready = self._ready(pos, end, now)
             else:
                 self._message(kind, pos, end, now)
@@ -274,6 +288,16 @@ class ReplyQueue:
             self._forward(pos)
         if pos < n:
             self._held = data[pos:]
+            if self.head is None:
+                kind = data[pos]
+                if (
+                    kind != BE_NOTICE
+                    and kind != BE_PARAMETER_STATUS
+                    and kind != BE_NOTIFICATION
+                    and kind != BE_ERROR
+                ):
+                    # The other half of it would reach whoever has the connection next.
+                    raise ProtocolViolation("a server began an answer that nobody asked for")
         self._base += pos
         self._data = b""
         return became_ready and self.head is None and self._body_left == 0
@@ -282,6 +306,8 @@ class ReplyQueue:
         """Tell whether an incomplete message is acted on now; otherwise the rest is waited for."""
         if length <= MAX_HELD:
             return False
+        if self.head is None:
+            raise ProtocolViolation("a server sent a long message that nobody asked for")
         if kind == BE_ERROR or kind == BE_NOTICE:
             return available >= _ERROR_PREFIX
         if (kind == BE_ROW_DESCRIPTION or kind == BE_PARAMETER_DESCRIPTION) and length <= _MAX_DESCRIPTION:
@@ -432,6 +458,8 @@ class ReplyQueue:
     def _parameter(self, pos: i64, end: i64) -> None:
         name, value = parameters_of(self._data, pos, end)
         self.parameters[name] = value
+        if len(self.parameters) > MAX_PARAMETERS:
+            raise ProtocolViolation("a server reports more parameters than there are")
         head = self.head
         peer = self.peer
         shown = peer.shows(name, value) if peer is not None else None

@@ -14,6 +14,7 @@ from tests.session.frontend import (
     kinds,
     parse,
     query,
+    run,
 )
 
 INSERT = "INSERT INTO t VALUES ('alice')"
@@ -92,6 +93,31 @@ def test_a_client_that_vanishes_between_flush_and_sync_leaves_a_closed_connectio
     client.vanish()
     assert world.backends[0].transport.aborted
     assert INSERT not in world.backends[0].committed
+
+
+def test_a_client_that_vanishes_from_a_server_that_waits_for_a_sync_leaves_a_closed_connection(
+    world: World,
+) -> None:
+    # A Query inside of a COPY of the extended protocol is an error, and swallowed like all that follows up to Sync.
+    client = world.client()
+    client.ask(run("COPY t FROM STDIN"), query("INSERT INTO t VALUES (1)"))
+    (backend,) = world.backends
+    assert kinds(client.take()) == "" and client.server() is backend.server
+    client.vanish()
+    assert backend.transport.aborted
+    assert kinds(world.client().ask(query("INSERT INTO t VALUES (2)"))) == "C ZI"
+    world.check()
+
+
+def test_a_transaction_that_waits_for_a_sync_is_stalled(clock: Clock) -> None:
+    world = World()
+    client = world.client()
+    client.ask(run("COPY t FROM STDIN"), query("INSERT INTO t VALUES (1)"))
+    clock.now += 61.0
+    assert client.session.stalled(clock.now, 60.0)
+    assert kinds(client.ask(SYNC)) == "ZI"
+    assert client.server() is None
+    world.check()
 
 
 def test_a_client_that_vanishes_while_it_waits_leaves_the_queue() -> None:

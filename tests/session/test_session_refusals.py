@@ -79,6 +79,29 @@ def test_the_identity_cannot_be_set_by_a_client(world: World) -> None:
         assert kinds(client.ask(query("SET sluice.identity = 'bob'"))) == "E:42501 ZI"
 
 
+@pytest.mark.parametrize("way", [query, run])
+def test_a_refused_setting_is_not_carried_along(world: World, way: Callable[[str], bytes]) -> None:
+    client = world.client(permissions=("admin", "write:tasks"))
+    # The connection is still held when the refusal comes.
+    client.send(
+        query("SET TimeZone = 'Asia/Tokyo'"), way("SELECT set_config('sluice.identity', 'bob', false)")
+    )
+    world.settle()
+    assert kinds(client.take()).endswith("E:42501 ZI")
+    assert client.session.profile.values == (("timezone", "Asia/Tokyo"),)
+    assert not client.session.touched
+
+
+def test_a_refused_statement_pins_nothing(clock: Clock) -> None:
+    world = World()
+    client = world.client(rate=2)
+    client.send(query("INSERT INTO t VALUES (1)"), query("INSERT INTO t VALUES (1)"), query("LISTEN a"))
+    world.settle()
+    assert kinds(client.take()) == "C ZI C ZI E:53400 ZI"
+    assert client.session.pinned == "" and client.server() is None
+    world.check()
+
+
 def test_more_statements_than_the_rate_allows_are_refused_until_there_is_time(clock: Clock) -> None:
     world = World()
     client = world.client(rate=2)

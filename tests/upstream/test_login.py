@@ -230,3 +230,30 @@ async def test_a_login_in_single_bytes_goes_as_in_one_piece() -> None:
 async def test_what_comes_behind_the_first_ready_reaches_the_server_connection() -> None:
     server, _ = await enter(DONE + message(b"S", b"TimeZone\0Asia/Tokyo\0"))
     assert server.replies.parameters[b"TimeZone"] == b"Asia/Tokyo"
+
+
+async def test_a_server_that_never_stops_asking_is_given_up() -> None:
+    endless = message(b"R", struct.pack("!i", 3)) * 1000
+    assert await refused(endless) == "the server does not stop asking for authentication"
+
+
+async def test_a_server_that_makes_up_parameters_is_given_up() -> None:
+    many = b"".join(message(b"S", b"made_up_%d\0x\0" % number) for number in range(1000))
+    assert await refused(OK + many) == "a server reports more parameters than there are"
+
+
+async def test_a_flood_of_notices_before_the_first_ready_is_dropped() -> None:
+    server, _ = await enter(OK + NOTICE * 20_000 + DONE)
+    assert server.pid == 4711
+
+
+@pytest.mark.parametrize("iterations", ["1000001", "99999999999999999999", "-1", "0", "x", ""])
+async def test_an_absurd_count_of_iterations_is_not_worked_off(iterations: str) -> None:
+    asks = message(b"R", struct.pack("!i", 10) + b"SCRAM-SHA-256\0\0")
+
+    def first(data: bytes) -> bytes:
+        nonce = data[data.index(b",r=") + 3 :].decode()
+        text = f"r={nonce}more,s=c2FsdA==,i={iterations}"
+        return message(b"R", struct.pack("!i", 11) + text.encode())
+
+    assert "SCRAM" in await refused(asks, first)
