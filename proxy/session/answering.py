@@ -390,7 +390,12 @@ class Answering(SessionState):
             # There it keeps the connection anyhow.
             return
         pool.stats.pins.add(reason)
-        log.debug("session %d keeps its connection to %s: %s", self.pid, pool.host, reason)
+        if reason not in self.pins_told:
+            # Once: a session may take and release a lock a thousand times.
+            self.pins_told += (reason,)
+            log.info(
+                "session %d keeps a connection of pool %s on %s: %s", self.pid, pool.name, pool.host, reason
+            )
         if not self.pinned:
             self.pinned = reason
             pool.pinned += 1

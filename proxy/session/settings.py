@@ -36,7 +36,8 @@ LASTING: Final = frozenset({"load", "dblink", "setseed"})
 def settings_for(server: Server, profile: Profile, empty: Profile) -> list[tuple[str, str]] | None:
     """Return the settings that turn what `server` has into `profile`.
 
-    None where the connection has a setting that the session does not, and whose default is not known.
+    None where the connection has a setting that the session does not, and whose default is not known; or where it
+    would read a value in another encoding than it is written in.
     """
     held = server.profile
     if held is None:
@@ -58,6 +59,10 @@ def settings_between(server: Server, held: Profile, profile: Profile) -> list[tu
             if default is None:
                 return None
             settings.append((name, default))
+    if held.get("client_encoding") not in (None, "UTF8") and not all(
+        value.isascii() for _, value in settings
+    ):
+        return None
     return settings
 
 
@@ -108,7 +113,11 @@ class Look:
 
     def query(self) -> bytes:
         """Return a Query that is answered with one row."""
-        columns = [f"pg_catalog.current_setting('{name}', true)" for name in self.touched]
+        # In hexadecimal, so that neither client_encoding nor bytea_output matters.
+        columns = [
+            f"pg_catalog.encode(pg_catalog.convert_to(pg_catalog.current_setting('{name}', true), 'UTF8'), 'hex')"
+            for name in self.touched
+        ]
         columns += [
             "(SELECT pg_catalog.concat(s.source, '=', s.reset_val) FROM pg_catalog.pg_settings s"
             f" WHERE pg_catalog.lower(s.name) OPERATOR(pg_catalog.=) '{name}')"
@@ -145,9 +154,9 @@ class Look:
                 origins[name] = source
                 server.defaults.setdefault((reported_name(name) or name).encode(), default.encode())
         for name, value in zip(self.touched, self.row[:first], strict=True):
-            if value is None:
+            text = _told(value)
+            if text is None:
                 continue
-            text = value.decode("utf-8", "replace")
             default_value = default_for(server, name)
             if name in origins:
                 is_reset = origins[name] != "session"
@@ -162,3 +171,11 @@ class Look:
             elif name in wanted or name in actual or text != default_value:
                 wanted[name] = actual[name] = text
         return wanted, actual
+
+
+def _told(value: bytes | None) -> str | None:
+    """Return a value that was asked for in hexadecimal; None where there is none."""
+    try:
+        return None if value is None else bytes.fromhex(value.decode("ascii")).decode()
+    except ValueError:
+        return None

@@ -92,6 +92,7 @@ class SessionState(Borrower):
         self.pinned: str = ""
         # All the reasons, and whether a statement with that reason has succeeded.
         self.pins: dict[str, bool] = {}
+        self.pins_told: tuple[str, ...] = ()
         # Input that has come but is not worked on yet, and what the session waits for.
         self.pending: bytes = b""
         self.waits: i64 = 0
@@ -290,6 +291,10 @@ class SessionState(Borrower):
         pool = self.pool
         now = time.monotonic()
         server.resume_reading()
+        if pool is not None and self.look is not None and server.replies.length == 1:
+            # All that is owed is the answer to a question of the proxy's own.
+            pool.roll_back(server, now)
+            return
         if pool is None or not server.replies.empty or self.awaits_sync or self.stream_left > 0:
             if self.on_abandon is not None and not server.replies.empty:
                 self.on_abandon(server)

@@ -183,6 +183,19 @@ SCRIPTS = {
         ),
         *("SET SCHEMA 'public'", "SHOW search_path"),
     ],
+    "values in another encoding": [
+        *(
+            "SET client_encoding = 'LATIN1'",
+            "SELECT set_config('search_path', 'sch' || chr(233) || 'ma', false) IS NULL",
+        ),
+        *("SELECT ascii(substr(current_setting('search_path'), 4, 1))", "SET bytea_output = 'escape'"),
+        *("SET client_encoding = 'UTF8'", "SELECT ascii(substr(current_setting('search_path'), 4, 1))"),
+    ],
+    "a timeout of next to nothing": [
+        "SET statement_timeout = '1'",
+        "SHOW statement_timeout",
+        "RESET statement_timeout",
+    ],
     "settings of the application": [
         *("SET app.tenant = 'one'", "SELECT current_setting('app.tenant')", "SHOW app.tenant"),
         *("BEGIN", "SET LOCAL app.tenant = 'two'", "SHOW app.tenant", "COMMIT", "SHOW app.tenant"),

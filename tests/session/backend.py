@@ -98,7 +98,7 @@ _LETS_GO = {
 _SET = re.compile(r'SET (LOCAL |SESSION )?"?([\w.]+)"? (?:=|TO) \'?([^\']*)\'?\Z', re.IGNORECASE)
 _WORDS = {
     *("SELECT", "INSERT", "UPDATE", "DELETE", "COPY", "SET", "RESET", "DISCARD"),
-    *("LISTEN", "UNLISTEN", "CREATE", "DROP", "DO", "LOAD", "DECLARE", "CLOSE"),
+    *("LISTEN", "UNLISTEN", "CREATE", "DROP", "DO", "LOAD", "DECLARE", "CLOSE", "SAVEPOINT"),
     *("PREPARE", "EXECUTE", "DEALLOCATE"),
 }
 REPORTED = {"timezone": "TimeZone", "datestyle": "DateStyle", "application_name": "application_name"}
@@ -439,7 +439,7 @@ class Backend:
         if view:
             return "t" if view in self.kept else "f"
         if setting:
-            return self.settings.get(setting, "")
+            return self.settings.get(setting, "").encode().hex()
         default = DEFAULTS.get(origin, "")
         changed = self.settings.get(origin, default) != default
         return ("session=" if changed else "default=") + default

@@ -367,6 +367,93 @@ def test_a_reset_restores_what_the_session_started_with(world: World, sql: str) 
     assert kinds(client.ask(query(READ))) == "T D C ZI"
 
 
+def test_a_reset_inside_a_transaction_restores_at_once(world: World) -> None:
+    client = world.client(settings={"timezone": "Europe/Berlin"})
+    client.ask(query("SET TimeZone = 'Asia/Tokyo'"), query("BEGIN"))
+    assert kinds(client.ask(query("RESET TimeZone"))) == "C S:TimeZone=Europe/Berlin ZT"
+    client.ask(query(INSERT))
+    server = client.server()
+    (backend,) = [each for each in world.backends if each.server is server]
+    assert backend.settings["timezone"] == "Europe/Berlin"
+    assert kinds(client.ask(query("ROLLBACK"))) == "C S:TimeZone=Asia/Tokyo ZI"
+    client.ask(query(READ))
+    assert client.session.profile.get("timezone") == "Asia/Tokyo"
+
+
+def test_the_identity_is_back_behind_a_reset_all_in_a_transaction(world: World) -> None:
+    client = world.client()
+    client.ask(
+        query("BEGIN"), query("RESET ALL"), query(READ), query("SAVEPOINT a"), query(INSERT), query("COMMIT")
+    )
+    client.ask(query(INSERT))
+    owners = {ran.owner for backend in world.backends for ran in backend.ran if ran.sql in (READ, INSERT)}
+    assert owners == {"alice"}
+
+
+def test_nothing_is_set_again_in_front_of_a_transactions_end(world: World) -> None:
+    client = world.client(settings={"timezone": "Europe/Berlin"})
+    client.ask(query("BEGIN"), query("RESET TimeZone"))
+    server = client.server()
+    assert server is not None
+    (backend,) = [each for each in world.backends if each.server is server]
+    ran = len(backend.ran)
+    client.send(query("COMMIT"))
+    backend.answer()
+    assert [each.sql for each in backend.ran[ran:]] == ["COMMIT"]
+
+
+def test_a_server_that_does_not_tell_its_settings_is_kept(world: World) -> None:
+    client = world.client()
+    world.failing["current_setting"] = "57014"
+    assert kinds(client.ask(query("SET work_mem = '1MB'"))) == "C ZI"
+    assert client.session.pinned == "unseen settings" and client.server() is not None
+    assert kinds(client.ask(query(READ))) == "T D C ZI"
+    del world.failing["current_setting"]
+    client.ask(query("DISCARD ALL"))
+    assert client.session.pinned == "" and client.server() is None
+
+
+def test_a_client_that_vanishes_during_a_look_costs_no_connection(world: World) -> None:
+    client = world.client()
+    client.send(query("SET work_mem = '1MB'"))
+    world.open()
+    (backend,) = world.backends
+    while client.session.look is None:
+        backend.answer()
+    client.vanish()
+    world.settle()
+    assert not backend.transport.closed and world.pool("readonly").idle_count == 1
+    assert backend.ran[-1].sql == "DISCARD ALL"
+    world.check()
+
+
+def test_what_a_function_sets_is_followed_where_it_is_reported(world: World) -> None:
+    client = world.client(permissions=("admin",))
+    client.ask(query("BEGIN"), query("DO 'x'"))
+    server = client.server()
+    assert server is not None
+    (backend,) = [each for each in world.backends if each.server is server]
+    backend.settings = {**backend.settings, "timezone": "Asia/Tokyo"}
+    server.data_received(message(b"S", b"TimeZone\0Asia/Tokyo\0"))
+    assert kinds(client.ask(query("COMMIT"))) == "S:TimeZone=Asia/Tokyo C ZI"
+    client.ask(query(READ))
+    assert client.session.profile.get("timezone") == "Asia/Tokyo"
+
+
+def test_a_client_is_told_where_another_host_has_other_defaults() -> None:
+    world = World(replica=True)
+    client = world.client()
+    client.send(query(READ), query(INSERT))
+    world.open()
+    (replica,) = world.of("readonly", "two")
+    replica.server.defaults[b"TimeZone"] = replica.server.replies.parameters[b"TimeZone"] = b"Asia/Tokyo"
+    replica.server.family += 2
+    world.settle()
+    assert kinds(client.take()) == "T D C ZI C ZI"
+    assert kinds(client.ask(query(READ), query(READ))) == "S:TimeZone=Asia/Tokyo T D C ZI T D C ZI"
+    assert kinds(client.ask(query(INSERT))) == "S:TimeZone=UTC C ZI"
+
+
 def test_parameters_that_tell_of_routing_are_not_shown(world: World) -> None:
     client = world.client()
     client.send(query(READ))

@@ -52,14 +52,18 @@ def test_defaults_are_what_the_server_reported_at_its_login() -> None:
 def look(touched: dict[str, bool], pins: list[str], *row: str | None) -> Look:
     made = Look(server(), touched, pins)
     made.row = [None if value is None else value.encode() for value in row]
+    for at, value in enumerate(made.row[: len(touched)]):
+        made.row[at] = None if value is None else b"odd" if value == b"\0" else value.hex().encode()
     return made
 
 
 def test_only_what_may_stand_in_a_statement_is_asked_about() -> None:
     asked = look(dict.fromkeys(["timezone", "a.b", "été.x", "x'y", "1"], False), ["load"])
-    assert asked.query() == query(
-        "SELECT pg_catalog.current_setting('timezone', true), pg_catalog.current_setting('a.b', true)"
-    )
+    columns = [
+        f"pg_catalog.encode(pg_catalog.convert_to(pg_catalog.current_setting('{name}', true), 'UTF8'), 'hex')"
+        for name in ("timezone", "a.b")
+    ]
+    assert asked.query() == query("SELECT " + ", ".join(columns))
     assert look({"é": True}, []).needed is False
     assert look({}, ["load", "currval"]).needed is False
 
@@ -98,6 +102,8 @@ def test_pins_that_are_gone_are_told() -> None:
             {"timezone": "Europe/Berlin", "a.b": "x"},
             {"timezone": "Europe/Berlin", "a.b": "x"},
         ),
+        # What no PostgreSQL answers.
+        ({"x": False}, ["\0", None], {"timezone": "Europe/Berlin"}, {"timezone": "Europe/Berlin"}),
         # One that does not exist.
         ({"x": False}, [None, None], {"timezone": "Europe/Berlin"}, {"timezone": "Europe/Berlin"}),
     ],
@@ -108,6 +114,13 @@ def test_what_the_server_has_decides(
     start = PROFILES.of({"timezone": "Europe/Berlin"})
     made = server({"timezone": "Europe/Berlin"})
     assert look(touched, [], *row).apply(made, start, start, PROFILES.empty) == (wanted, actual)
+
+
+def test_a_value_that_the_server_would_misread_is_not_sent() -> None:
+    path = PROFILES.of({"search_path": "schémä"})
+    assert settings_for(server({"client_encoding": "LATIN1"}), path, PROFILES.empty) is None
+    assert settings_for(server({"client_encoding": "UTF8"}), path, PROFILES.empty) is None, "no default known"
+    assert settings_for(server({}), path, PROFILES.empty) == [("search_path", "schémä")]
 
 
 def test_defaults_are_learned() -> None:
@@ -123,7 +136,7 @@ def test_a_default_with_a_unit_is_no_setting() -> None:
     for _ in range(2):
         # SET shared_buffers, which fails: the default is learned the first time, as 8192.
         asked = Look(made, {"shared_buffers": False}, [])
-        asked.row = [b"64MB", b"configuration file=8192"]
+        asked.row = [b"64MB".hex().encode(), b"configuration file=8192"]
         assert asked.origins == ["shared_buffers"]
         assert asked.apply(made, PROFILES.empty, PROFILES.empty, PROFILES.empty) == ({}, {})
     assert default_for(made, "shared_buffers") == "8192"
