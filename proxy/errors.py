@@ -2,6 +2,7 @@
 
     SluiceError
     ├── ConfigError (proxy.config)
+    ├── ServerEnds                    a server's FATAL error; clients are told UpstreamUnavailable
     └── ClientError                   anything a client is told in an ErrorResponse
         ├── ProtocolViolation         08P01, always fatal
         ├── MissingApiKey             28000
@@ -73,6 +74,10 @@ class ProtocolViolation(ClientError):
     sqlstate = "08P01"
     code = "PROTOCOL_VIOLATION"
     default_message = "protocol violation"
+
+
+class ServerEnds(SluiceError):
+    """A server's last words: a FATAL error, behind which it closes the connection."""
 
 
 class MissingApiKey(ClientError):

@@ -22,7 +22,7 @@ from proxy.query.prepared import Statement
 from proxy.query.route import pool_problem
 from proxy.session.collect import ClientStatements
 from proxy.session.renaming import Edit, Step, tag_of
-from proxy.session.sending import UNNAMED
+from proxy.session.sending import BEGIN, UNNAMED
 from proxy.session.settings import LASTING, Look, probed
 from proxy.session.state import (
     FOR_IDLE,
@@ -33,6 +33,7 @@ from proxy.session.state import (
     SessionState,
 )
 from proxy.session.unit import Message
+from proxy.upstream.pool import Pool
 from proxy.upstream.server import Server
 from proxy.wire.codes import IDLE as STATUS_IDLE
 from proxy.wire.messages import (
@@ -112,6 +113,33 @@ class Answering(SessionState):
             self.pinned != "",
             reply.sqlstate,
             reply.code,
+            b"",
+        )
+
+    def record_begin(self, pool: Pool, begin: Intent) -> None:
+        """Record a BEGIN that was answered before it was sent."""
+        database = self.database
+        route = self.route
+        if not route.log_part:
+            route.log_part = route_part(route.target, route.reason)
+        at = self.begun_at + database.wall_offset
+        pool.stats.statement(begin.kind, 0, 0, 0, 0, b"")
+        database.access.statement(
+            self.log_part,
+            pool.log_part,
+            route.log_part,
+            begin,
+            at,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            False,
+            self.pinned != "",
+            b"",
+            b"",
             b"",
         )
 
@@ -244,7 +272,9 @@ class Answering(SessionState):
     def injected_failed(self, reply: Reply, data: bytes, start: i64, end: i64) -> None:
         """End the session: its identity or parameters could not be set, so nothing may run for it there."""
         server = self.server
-        if isinstance(reply.subject, Statement) or reply.subject is UNNAMED:
+        subject = reply.subject
+        begins = subject is BEGIN or (isinstance(subject, Statement) and subject.intent.begins != "")
+        if not begins and (subject is UNNAMED or isinstance(subject, Statement)):
             # A client's statement that no longer parses: its Bind is skipped, and this is the answer.
             if isinstance(reply.subject, Statement) and server is not None:
                 server.drop(reply.subject)
@@ -259,8 +289,10 @@ class Answering(SessionState):
         if isinstance(reply.subject, Look):
             log.warning("session %d: the server did not tell its settings: %s", self.pid, reason)
             return
-        log.error("session %d: the server refused its identity or parameters: %s", self.pid, reason)
-        self.fatal(UpstreamUnavailable("the server refused the session's identity or parameters"))
+        # A BEGIN that was answered already cannot be taken back; what stands behind it was skipped.
+        what = "BEGIN" if begins else "the session's identity or parameters"
+        log.error("session %d: the server refused %s: %s", self.pid, what, reason)
+        self.fatal(UpstreamUnavailable(f"the server refused {what}"))
         if server is not None:
             server.fail(UpstreamUnavailable("prelude failed"))
 
@@ -282,7 +314,8 @@ class Answering(SessionState):
             self.go_on(now)
             return
         self.prelude_under_way = False
-        self.edit = None
+        if self.held_unit is None:
+            self.edit = None
         if server.replies.status == STATUS_IDLE:
             self.in_transaction = False
             self.restores = False

@@ -52,6 +52,7 @@ class Database:
         self.routing = True
         self.read_your_writes = True
         self.session_mode = False
+        self.lazy_begin = True
         self.max_parse_bytes: int = 16384
         # What stands for a unit whose end has not come: it may yet write.
         self.unfinished: Intent = unfinished

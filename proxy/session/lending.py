@@ -13,32 +13,55 @@ from proxy.errors import (
 from proxy.query.facts import POOL_PARAMETER
 from proxy.query.intent import TRANSACTION, Intent
 from proxy.query.parameters import HIDDEN
-from proxy.query.route import Route, choose
+from proxy.query.prepared import NO_TYPES, Statement
+from proxy.query.route import REPLICA, Route, choose
 from proxy.session.answering import Answering
-from proxy.session.sending import Writer, undo, write_between, write_prelude, write_unit
+from proxy.session.deferral import (
+    DEFERRED,
+    FAILED,
+    NONE,
+    AbortedTransaction,
+    answer,
+    begin_tag,
+    begins_plainly,
+    deciding,
+    end_tag,
+    sole_intent,
+)
+from proxy.session.sending import Writer, undo, write_begin, write_between, write_prelude, write_unit
 from proxy.session.settings import probed, settings_for
-from proxy.session.state import FOR_CLIENT, FOR_IDLE, FOR_REPLIES, FOR_SERVER, FOR_SWEEP
-from proxy.session.unit import Unit
+from proxy.session.state import FOR_CLIENT, FOR_IDLE, FOR_REPLIES, FOR_SERVER, FOR_SOCKET, FOR_SWEEP
+from proxy.session.unit import Message, Unit
 from proxy.upstream.pool import Pool
 from proxy.upstream.server import Server
 from proxy.wire.codes import (
+    FAILED_TRANSACTION,
     FE_FLUSH,
     FE_PARSE,
     FE_QUERY,
     FE_SYNC,
+    HEADER,
     IN_TRANSACTION,
 )
+from proxy.wire.codes import IDLE as STATUS_IDLE
 from proxy.wire.messages import (
     FLUSH,
     PARSE_COMPLETE,
     READY_FAILED,
     READY_IDLE,
+    READY_IN_TRANSACTION,
+    SYNC,
     error_response,
     parameter_status,
 )
+from proxy.wire.replies import FORWARD, SKIP, Reply
+from proxy.wire.replies import SYNC as SYNC_REPLY
 
 MAX_REPLIES: Final = 10_000
 """Answers that one session may be owed before its input waits; an entry takes some 200 bytes."""
+
+MAX_AGAIN: Final = 8_192
+"""Bytes of a read that is kept to be tried again; more are not worth the memory for each session."""
 
 _NOW: Final = 1e-9
 """A time to retire at that has always come."""
@@ -52,6 +75,8 @@ class Lending(Answering):
         if unit is self.unit:
             self.unit = self.spare
             self.spare = unit
+        if (unit.begins or self.deferral != NONE) and self._needs_no_server(unit, now):
+            return
         server = self.server
         if server is None:
             refused = unit.refused
@@ -64,7 +89,7 @@ class Lending(Answering):
             if unit.length == 1 and unit.ended_by != FE_QUERY and unit.ended_by != 0:
                 # A Sync or Flush alone: nothing is outstanding.
                 if unit.ended_by == FE_SYNC:
-                    self.forward(READY_IDLE)
+                    self.forward(READY_IN_TRANSACTION if self.in_transaction else READY_IDLE)
                 unit.clear()
                 return
         elif not (self.in_transaction or self.pinned or self.awaits_sync or self.database.session_mode):
@@ -96,14 +121,76 @@ class Lending(Answering):
             message = message.following
         if message is None or message.message_code != FE_SYNC:
             return False
-        self.forward(PARSE_COMPLETE * (unit.length - 1) + READY_IDLE)
+        end = READY_IN_TRANSACTION if self.in_transaction else READY_IDLE
+        self.forward(PARSE_COMPLETE * (unit.length - 1) + end)
         unit.clear()
         return True
+
+    def _needs_no_server(self, unit: Unit, now: float) -> bool:
+        """Hold back a BEGIN; answer what is in a transaction that no server knows of, where none is needed."""
+        intent = sole_intent(unit)
+        if self.deferral == FAILED:
+            return self._aborted(unit, intent)
+        if intent is None:
+            return False
+        if self.deferral == DEFERRED:
+            tag = end_tag(intent, False)
+            if tag:
+                self._end_deferral(unit, tag)
+            return tag != b""
+        server = self.server
+        if self.in_transaction or self.awaits_sync or not self.database.lazy_begin:
+            return False
+        if server is not None and server.replies.head is not None:
+            return False
+        if not begins_plainly(intent, self._route_of(unit).host_role == REPLICA):
+            return False
+        self.begin = self.database.statements.get(
+            _text_of(unit), NO_TYPES, intent, self.database.profiles.empty
+        )
+        self.begun_at = now
+        self.deferral = DEFERRED
+        self.in_transaction = True
+        self.forward(answer(unit, begin_tag(intent), IN_TRANSACTION))
+        unit.clear()
+        return True
+
+    def _aborted(self, unit: Unit, intent: Intent | None) -> bool:
+        """Answer a unit in a transaction that has failed before any server knew of it."""
+        if intent is not None:
+            tag = end_tag(intent, True)
+            if tag:
+                self._end_deferral(unit, tag)
+                return True
+            if intent.statements == 0:
+                self.forward(answer(unit, b"", FAILED_TRANSACTION))
+                unit.clear()
+                return True
+        if unit.length == 1 and unit.ended_by != FE_QUERY and unit.ended_by != 0:
+            if unit.ended_by == FE_SYNC:
+                self.forward(READY_FAILED)
+            unit.clear()
+            return True
+        self._answer_unsent(unit, AbortedTransaction())
+        return True
+
+    def _end_deferral(self, unit: Unit, tag: bytes) -> None:
+        self.deferral = NONE
+        self.begin = None
+        self.in_transaction = False
+        self.forward(answer(unit, tag, STATUS_IDLE))
+        self.statements.end_transaction()
+        unit.clear()
 
     def _route_of(self, unit: Unit) -> Route:
         """Return where `unit` is to go."""
         intent = unit.intent
         unfinished = unit.ended_by != FE_QUERY and unit.ended_by != FE_SYNC
+        begin = self.begin
+        if begin is not None:
+            # The transaction decides for all that is in it.
+            intent = deciding(begin.intent, intent)
+            unfinished = False
         if intent is not None and intent is self.routed and not unfinished:
             return self.routed_to
         key = self.key
@@ -181,8 +268,9 @@ class Lending(Answering):
     def _send(self, server: Server, unit: Unit, now: float) -> None:
         """Send `unit`, behind whatever the server connection lacks, in one write."""
         out = self.out
+        begin = self.begin
         idle = (
-            not (self.in_transaction or self.awaits_sync or server.replies.skipping)
+            not ((self.in_transaction and begin is None) or self.awaits_sync or server.replies.skipping)
             and server.replies.head is None
         )
         if idle and unit.special and not self._foresee(server, unit, now):
@@ -197,6 +285,13 @@ class Lending(Answering):
                 return
         elif self.restores and self.in_transaction and server.replies.head is None:
             self._restore(server, unit, out, now)
+        was_empty = server.replies.head is None
+        if begin is not None:
+            self._begin(server, begin, out)
+            if unit.halts and unit.ended_by == FE_QUERY:
+                # A Sync of ours may have to stand in front of it, and it must not run should the BEGIN fail.
+                self._begin_first(server, unit, out)
+                return
         decides = unit.sweeps
         for intent in unit.special:
             if unit.refused is not None and not unit.runs_before_refused:
@@ -210,8 +305,9 @@ class Lending(Answering):
                 if first is not None:
                     first.error = error
                 break
-        was_empty = server.replies.head is None
-        if not write_unit(server, unit, out, now, self.in_transaction, not self.touched):
+        keep = idle and begin is None and unit.reads_only and self._may_try_again(unit)
+        self.again = unit.length if keep else 0
+        if not write_unit(server, unit, out, now, self.in_transaction, not self.touched, keep):
             # The rest of a long message that was not sent is not sent either.
             self.stream_to_server = False
         if not unit.reads_only:
@@ -258,6 +354,15 @@ class Lending(Answering):
         if intent.resets and (self.startup_profile.values or "all" in intent.resets):
             return True
         return POOL_PARAMETER in intent.settings
+
+    def _begin(self, server: Server, begin: Statement, out: Writer) -> None:
+        """Send the BEGIN that was held back, in front of its transaction's first unit."""
+        write_begin(server, begin, out)
+        self.begin = None
+        self.deferral = NONE
+        pool = self.pool
+        if pool is not None:
+            self.record_begin(pool, begin.intent)
 
     def _prepare(self, server: Server, unit: Unit, out: Writer, now: float) -> bool:
         """Put the session's identity and parameters in front of the unit.
@@ -402,6 +507,68 @@ class Lending(Answering):
             self._unsent(unit, error)
         self.go_on(time.monotonic())
 
+    def _begin_first(self, server: Server, unit: Unit, out: Writer) -> None:
+        """Let `unit` wait until the server has taken the BEGIN."""
+        out.put(SYNC)
+        server.replies.push(Reply(SYNC_REPLY, SKIP))
+        out.write_to(server)
+        self.held_unit = unit
+        self.waits |= FOR_IDLE
+
+    def _may_try_again(self, unit: Unit) -> bool:
+        """Tell whether a unit of reads, alone on its connection, is small enough to be kept until it is answered."""
+        first = unit.first
+        last = unit.last
+        if first is None or last is None or unit.intent is None or unit.bytes > MAX_AGAIN:
+            return False
+        if len(first.data) > MAX_AGAIN or len(last.data) > MAX_AGAIN or unit.special or unit.halts:
+            return False
+        if unit.ended_by != FE_QUERY and unit.ended_by != FE_SYNC:
+            return False
+        return not self.pinned and not self.database.session_mode
+
+    def lost(self, error: ClientError) -> None:
+        """Try a read once more of which nothing was answered yet; else end the session."""
+        server = self.server
+        unit = None
+        if server is not None and self.again > 0 and not self.ended and not self.ending:
+            unit = self._unanswered(server)
+        self.again = 0
+        if unit is None:
+            super().lost(error)
+            return
+        self.server = None
+        self.query_is_last = False
+        self.prelude_under_way = False
+        self.waits &= ~(FOR_SOCKET | FOR_REPLIES)
+        self._dispatch(unit, time.monotonic())
+
+    def _unanswered(self, server: Server) -> Unit | None:
+        """Return the unit that `server` owes the answers to, anew; None where some have come."""
+        unit = Unit()
+        reply = server.replies.head
+        while reply is not None:
+            following = reply.next
+            if isinstance(reply, Message):
+                if reply.first_at != 0.0:
+                    return None
+                reply.next = None
+                reply.mode = FORWARD
+                reply.prepares = False
+                intent = reply.intent
+                if intent is None and reply.statement is not None:
+                    intent = reply.statement.intent
+                if intent is not None:
+                    unit.uses(intent)
+                unit.ended_by = reply.message_code
+                unit.add(reply)
+            reply = following
+        if unit.length != self.again:
+            return None
+        # Once is enough.
+        unit.bytes = MAX_AGAIN + 1
+        return unit
+
     def _drop_unit(self, unit: Unit, error: ClientError) -> None:
         """Answer a unit with `error` after its connection was borrowed but before anything was sent."""
         server = self.server
@@ -429,6 +596,9 @@ class Lending(Answering):
 
     def _fail_unit(self, error: ClientError, ends: bool) -> None:
         """Answer a unit with `error` where no server connection is involved."""
+        if self.deferral == DEFERRED:
+            self.deferral = FAILED
+            self.begin = None
         if ends:
             self.forward(error_response(error) + (READY_FAILED if self.in_transaction else READY_IDLE))
         else:
@@ -447,3 +617,12 @@ class Lending(Answering):
             code=error.code,
             intent=intent,
         )
+
+
+def _text_of(unit: Unit) -> bytes:
+    """Return the text of the sole statement of `unit`."""
+    first = unit.first
+    assert first is not None
+    if first.statement is not None:
+        return first.statement.sql
+    return first.data[first.start + HEADER : first.end - 1]

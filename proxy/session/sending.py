@@ -35,6 +35,7 @@ from proxy.wire.messages import (
     SYNC,
     bind_renamed,
     bind_text,
+    bind_unnamed,
     close_portal,
     close_statement,
     describe_renamed,
@@ -70,6 +71,9 @@ _EDITED: Final = b"_sluice_edited"
 
 UNNAMED: Final = b"unnamed"
 """The subject of a Parse of the proxy's own that makes a client's statement the unnamed one."""
+
+BEGIN: Final = b"begin"
+"""The subject of a BEGIN that was held back."""
 
 _FAILING_QUERY: Final = query(b"this statement was refused by the proxy")
 
@@ -175,13 +179,36 @@ def _set_config(count: int) -> bytes:
     return b"SELECT " + b", ".join(calls)
 
 
+def write_begin(server: Server, begin: Statement, out: Writer) -> None:
+    """Write a BEGIN in front of the unit that it was held back for, without a Sync: should it fail, nothing runs.
+
+    It uses the unnamed portal, as no portal of the client's lives outside a transaction.
+    """
+    replies = server.replies
+    if not server.holds(begin):
+        closing = server.hold(begin)
+        if closing:
+            out.put(closing)
+        _write_parse(server, begin, out)
+    out.put(bind_unnamed(begin.name) + execute(b""))
+    replies.push(Reply(BIND, SKIP, BEGIN))
+    replies.push(Reply(EXECUTE, SKIP, BEGIN))
+
+
 def write_unit(
-    server: Server, unit: Unit, out: Writer, now: float, in_transaction: bool, settled: bool = True
+    server: Server,
+    unit: Unit,
+    out: Writer,
+    now: float,
+    in_transaction: bool,
+    settled: bool = True,
+    keep: bool = False,
 ) -> bool:
     """Write the messages of `unit` and queue what the server will owe, up to the first that is refused.
 
-    The messages are their own replies; the client's bytes are let go of. `settled` tells that the server's settings
-    are those of its profile: the transaction has changed none. Returns False if one was refused.
+    The messages are their own replies; the client's bytes are let go of, unless they are to `keep`. `settled` tells
+    that the server's settings are those of its profile: the transaction has changed none. Returns False if one was
+    refused.
     """
     replies = server.replies
     message = unit.first
@@ -216,7 +243,8 @@ def write_unit(
         elif code == FE_PARSE:
             if message.name:
                 _write_named_parse(server, message, out)
-                message.data = b""
+                if not keep:
+                    message.data = b""
                 message = following
                 continue
             server.unnamed = message.statement
@@ -226,7 +254,8 @@ def write_unit(
             # Other clients use the statement too; only this client's name for it goes.
             message.mode = FAKE
             message.payload = CLOSE_COMPLETE
-            message.data = b""
+            if not keep:
+                message.data = b""
             replies.push(message)
             message = following
             continue
@@ -251,7 +280,8 @@ def write_unit(
                 out.put(describe_renamed(code, known))
         else:
             out.copy(message.data, message.start, message.end)
-        message.data = b""
+        if not keep:
+            message.data = b""
         if message.kind != NOTHING:
             replies.push(message)
         message = following

@@ -93,6 +93,7 @@ class Served:
         self.database.session_mode = settings.pool_mode == "session"
         self.database.max_parse_bytes = routing.max_parse_bytes
         self.database.routing = routing.enabled
+        self.database.lazy_begin = routing.lazy_begin
         self.database.read_your_writes = routing.read_your_writes
         for host in self.cluster.hosts:
             for pool_name, pool in settings.pools.items():

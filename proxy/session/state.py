@@ -28,9 +28,11 @@ from proxy.errors import (
 )
 from proxy.query.intent import Intent
 from proxy.query.parameters import Profile
+from proxy.query.prepared import Statement
 from proxy.query.route import Route
 from proxy.session.collect import ClientStatements
 from proxy.session.database import Database
+from proxy.session.deferral import NONE
 from proxy.session.renaming import Edit
 from proxy.session.sending import Writer
 from proxy.session.settings import Look
@@ -110,6 +112,12 @@ class SessionState(Borrower):
         self.routed: Intent | None = None
         self.routed_to: Route = database.first_route
         self.in_transaction = False
+        # A transaction that no server knows of, and the BEGIN that is to be sent with its first statement.
+        self.deferral: i64 = NONE
+        self.begin: Statement | None = None
+        self.begun_at: float = 0.0
+        # How many messages the unit under way has, if it is to be tried once more should its server die; else 0.
+        self.again: i64 = 0
         # Something was sent whose Sync has not come yet. A Query behind it ends that too, unless the server skips
         # it because of an error; which of the two, only its ReadyForQuery tells.
         self.awaits_sync = False

@@ -16,7 +16,7 @@ from typing import Final, final
 
 from mypy_extensions import i64, mypyc_attr
 
-from proxy.errors import ClientError, ProtocolViolation, UpstreamUnavailable
+from proxy.errors import ClientError, ProtocolViolation, ServerEnds, UpstreamUnavailable
 from proxy.query.parameters import HIDDEN, Profile
 from proxy.query.prepared import Statement
 from proxy.transport.outlet import Outlet
@@ -156,6 +156,9 @@ class Server:
         self.last_byte_at = now
         try:
             ready = self.replies.scan(data, now)
+        except ServerEnds:
+            self.connection_lost(None)
+            return
         except ProtocolViolation as error:
             log.error("server %s pid %d: %s; connection closed", self.address, self.pid, error)
             self.fail(UpstreamUnavailable(f"server {self.address} broke the protocol", extra=str(error)))

@@ -17,10 +17,15 @@ SYNC: Final = b"S\x00\x00\x00\x04"
 FLUSH: Final = b"H\x00\x00\x00\x04"
 TERMINATE: Final = b"X\x00\x00\x00\x04"
 PARSE_COMPLETE: Final = b"1\x00\x00\x00\x04"
+BIND_COMPLETE: Final = b"2\x00\x00\x00\x04"
+EMPTY_QUERY: Final = b"I\x00\x00\x00\x04"
+NO_DATA: Final = b"n\x00\x00\x00\x04"
+NO_PARAMETERS: Final = b"t\x00\x00\x00\x06\x00\x00"
 CLOSE_COMPLETE: Final = b"3\x00\x00\x00\x04"
 _NEAR: Final = 48
 
 READY_IDLE: Final = b"Z\x00\x00\x00\x05I"
+READY_IN_TRANSACTION: Final = b"Z\x00\x00\x00\x05T"
 READY_FAILED: Final = b"Z\x00\x00\x00\x05E"
 AUTH_OK: Final = b"R\x00\x00\x00\x08\x00\x00\x00\x00"
 AUTH_CLEARTEXT_PASSWORD: Final = b"R\x00\x00\x00\x08\x00\x00\x00\x03"
@@ -46,6 +51,11 @@ def query(sql: bytes) -> bytes:
 def parse(name: bytes, sql: bytes, parameter_types: bytes = b"\0\0") -> bytes:
     """Return a Parse message; `parameter_types` is the count and the OIDs as on the wire."""
     return message(0x50, name + b"\0" + sql + b"\0" + parameter_types)
+
+
+def bind_unnamed(name: bytes) -> bytes:
+    """Return a Bind of statement `name`, without parameters, to the unnamed portal."""
+    return message(0x42, b"\0" + name + b"\0\0\0\0\0\0\0")
 
 
 def bind_text(name: bytes, values: list[bytes]) -> bytes:

@@ -23,7 +23,7 @@ from typing import Final, final
 from librt.strings import read_i32_be
 from mypy_extensions import i64, mypyc_attr
 
-from proxy.errors import ProtocolViolation
+from proxy.errors import ProtocolViolation, ServerEnds
 from proxy.wire.codes import (
     BE_BIND_COMPLETE,
     BE_CLOSE_COMPLETE,
@@ -73,6 +73,9 @@ FORWARD: Final = 0
 SKIP: Final = 1
 FAKE: Final = 2
 REPLACE: Final = 3
+
+_FATAL: Final = b"\0VFATAL\0"
+_PANIC: Final = b"\0VPANIC\0"
 
 _CANCELLED: Final = b"57014"
 
@@ -219,7 +222,8 @@ class ReplyQueue:
         """Take the next bytes from the server, at time `now`.
 
         Returns True if they end in a ReadyForQuery after which nothing is owed; `status` then tells the
-        transaction's state. Raises ProtocolViolation for what no PostgreSQL sends.
+        transaction's state. Raises ProtocolViolation for what no PostgreSQL sends, and ServerEnds at a FATAL error:
+        the client is told of that by who knows which server it was.
         """
         if self._held:
             data = self._held + data
@@ -506,6 +510,13 @@ class ReplyQueue:
         if head is None:
             self.last_error = self._data[pos : end if end - pos < MAX_HELD else pos + MAX_HELD]
             return
+        if self._data.find(_FATAL, pos, end) >= 0 or self._data.find(_PANIC, pos, end) >= 0:
+            self._cut(pos, end)
+            self.last_error = self._data[pos : end if end - pos < MAX_HELD else pos + MAX_HELD]
+            if pos == 0 and head.first_at == now:
+                # That is no answer yet.
+                head.first_at = 0.0
+            raise ServerEnds(state.decode("ascii", "replace"))
         if head.mode == SKIP:
             self._cut(pos, end)
             if self.peer is not None:

@@ -188,8 +188,13 @@ class Backend:
         self.server.data_received(data)
         return True
 
-    def die(self) -> None:
-        """Lose the connection."""
+    def die(self, severity: str = "") -> None:
+        """Lose the connection, with last words of `severity`."""
+        if severity:
+            text = (
+                f"S{severity}\0V{severity}\0C57P01\0Mterminating connection due to administrator command\0\0"
+            )
+            self.server.data_received(message(b"E", text.encode()))
         self.transport.closed = True
         self.server.connection_lost(None)
 
@@ -390,7 +395,7 @@ class Backend:
                 self.kept = set()
                 self.user = ""
                 return "DISCARD ALL", None
-        elif word == "SET":
+        elif word == "SET" and not sql.startswith("SET TRANSACTION "):
             matched = _SET.match(sql)
             assert matched is not None, sql
             self._set(matched[2], matched[3])

@@ -96,6 +96,7 @@ class World:
         maximum: int = 2,
         replica: bool = False,
         strict: bool = False,
+        lazy_begin: bool = False,
         now: Callable[[], float] = lambda: time.monotonic(),
     ) -> None:
         self._clock = now
@@ -123,6 +124,7 @@ class World:
         unfinished = IntentCache(FunctionCatalog.builtin(), 1).lookup(b"-- unfinished")
         self.database = Database("app", self.cluster, intents, unfinished, self.access, self.stats)
         self.database.signer = FakeSigner()
+        self.database.lazy_begin = lazy_begin
 
     @property
     def now(self) -> float:
