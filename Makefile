@@ -3,6 +3,7 @@
 # make test-drivers   drivers of other languages too, each on a small pool: installs them (ARGS: --json FILE, --readme)
 # make fuzz   a search for input that breaks the protocol's laws (SECONDS=60), compiled, then interpreted
 # make bench  against PgBouncer, in one run (ARGS: see python -m tests.bench --help)
+# make thousand  1,000 clients over 5 server connections for a minute: nothing of one is seen by another
 # make lint   ruff and strict mypy
 # make build  compile the modules on the path of a query, beside their sources
 #
@@ -18,7 +19,7 @@ pip := $(bin)/python -m pip install --quiet --disable-pip-version-check
 workers := -n 2 --dist loadfile
 sources := $(shell find proxy -name '*.py')
 
-.PHONY: demo test test-drivers fuzz bench lint build clean
+.PHONY: demo test test-drivers fuzz bench thousand lint build clean
 
 demo: build
 	@$(bin)/pgsluice demo $(ARGS)
@@ -37,6 +38,9 @@ fuzz: build .venv/developing
 
 bench: build .venv/developing
 	@$(bin)/python -m tests.bench $(ARGS)
+
+thousand: build .venv/developing
+	@$(bin)/python -m tests.differential.thousand $(ARGS)
 
 lint: .venv/developing
 	$(bin)/ruff check .

@@ -34,6 +34,7 @@ class Client:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.transcript = Transcript()
         self.status = ""
+        self.patience = PATIENCE
         self._reader = reader
         self._writer = writer
         self._ready_owed = 0
@@ -43,9 +44,12 @@ class Client:
         self._skipping = False  # after an error, until Sync
 
     @classmethod
-    async def connect(cls, login: Login, startup: Mapping[str, str] | None = None) -> Client:
+    async def connect(
+        cls, login: Login, startup: Mapping[str, str] | None = None, patience: float = PATIENCE
+    ) -> Client:
         """Log in; the transcript starts at AuthenticationOk. A refused login shows there too."""
         client = cls(*await asyncio.open_connection(login.host, login.port, limit=1 << 20))
+        client.patience = patience
         await client._log_in(login, startup or {})
         return client
 
@@ -97,7 +101,7 @@ class Client:
             return
         while True:
             try:
-                kind, body = await asyncio.wait_for(self._message(), PATIENCE)
+                kind, body = await asyncio.wait_for(self._message(), self.patience)
             except TimeoutError:
                 self.transcript.note("nothing more comes")
                 return
@@ -137,7 +141,7 @@ class Client:
         # c_nonce is made by scramp; PostgreSQL takes the user's name from the startup message.
         scram = ScramClient([_MECHANISM], login.user, login.password)
         while True:
-            kind, data = await asyncio.wait_for(self._message(), PATIENCE)
+            kind, data = await asyncio.wait_for(self._message(), self.patience)
             request = int.from_bytes(data[:4], "big") if kind == "R" else -1
             if request == 10:
                 first = scram.get_client_first().encode()
