@@ -101,6 +101,7 @@ def outcome(request: pytest.FixtureRequest, installation: Installation) -> Calla
         own = login("driver@example.com")
         with Noise(own, login("noise@example.com")) as noise:
             result = running.run(driver, own, table)
+        assert noise.units > 0, "the interfering clients didn't get to work"
         assert not noise.trouble, f"the interfering clients: {noise.trouble[:3]}"
         request.config.stash[OUTCOMES][driver.name] = result
         return result

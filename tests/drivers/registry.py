@@ -48,6 +48,7 @@ DRIVERS: Final = (
     Driver("psycopg 3, async", _python("psycopg3_async")),
     Driver("psycopg2", _python("psycopg2_sync")),
     Driver("asyncpg", _python("asyncpg_async")),
+    Driver("pg8000", _python("pg8000_native"), lacks={"cancel": "it has no function to cancel a statement"}),
     Driver("SQLAlchemy, psycopg", (*_python("sqlalchemy_orm"), "psycopg"), lacks=_ORM),
     Driver("SQLAlchemy, asyncpg", (*_python("sqlalchemy_orm"), "asyncpg"), lacks=_ORM),
     Driver("Django", _python("django_orm"), lacks=_ORM),
