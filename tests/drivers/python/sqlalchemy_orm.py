@@ -224,7 +224,8 @@ def replica() -> None:
 
 
 def read_your_write() -> None:
-    with Session(autocommit) as session:
+    # An engine's pool may give another connection after each commit, which knows nothing of the write.
+    with autocommit.connect() as connection, Session(connection) as session:
         for number in range(700, 750):
             session.add(Note(id=number))
             session.commit()
