@@ -72,6 +72,16 @@ DRIVERS: Final = (
         ("golang-go", "golang-github-jackc-pgx-v4-dev"),
         environment=_GO,
     ),
+    Driver(
+        "psqlodbc (pyodbc)",
+        _python("odbc"),
+        ("odbc-postgresql",),
+        {
+            "copy_in": "ODBC knows no COPY",
+            "copy_out": "ODBC knows no COPY",
+            "listen": "ODBC knows no notifications",
+        },
+    ),
     Driver("Ruby pg", ("ruby", str(HERE / "ruby/pg.rb")), ("ruby", "ruby-pg")),
     Driver("DBD::Pg", ("perl", str(HERE / "perl/dbd_pg.pl")), ("perl", "libdbd-pg-perl")),
     Driver(
