@@ -333,8 +333,6 @@ class Answering(SessionState):
             if self.wrote:
                 self.wrote = False
                 self.last_write = now
-                self.last_writer = server
-                self.last_writer_uses = server.uses
             if not self.pinned and not self.database.session_mode:
                 pool = self.pool
                 self.server = None

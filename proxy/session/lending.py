@@ -11,7 +11,7 @@ from proxy.errors import (
     UpstreamUnavailable,
 )
 from proxy.query.facts import POOL_PARAMETER
-from proxy.query.intent import TRANSACTION, Intent
+from proxy.query.intent import SESSION, TRANSACTION, Intent
 from proxy.query.parameters import HIDDEN
 from proxy.query.prepared import NO_TYPES, Statement
 from proxy.query.route import REPLICA, Route, choose
@@ -252,7 +252,9 @@ class Lending(Answering):
             if intent.shows_pool and POOL_PARAMETER not in self.profile.names:
                 # To a server it is a parameter that does not exist until it is set.
                 self.profile = self.database.profiles.of({**dict(self.profile.values), POOL_PARAMETER: ""})
-        if server.label and not self.pinned and self._asks_for_currval(unit):
+        if not server.label or self.pinned or self.database.session_mode:
+            return True
+        if self._asks_for_currval(unit):
             if server is not self.last_writer or server.uses != self.last_writer_uses:
                 # Others have used it: PostgreSQL is to say that this session has no value there.
                 self._reset_first(server, unit, now)
@@ -312,6 +314,10 @@ class Lending(Answering):
             self.stream_to_server = False
         if not unit.reads_only:
             self.wrote = True
+            first_change = unit.intent
+            if first_change is not None and first_change.kind != SESSION and first_change.kind != TRANSACTION:
+                self.last_writer = server
+                self.last_writer_uses = server.uses
             if unit.begins:
                 self.in_transaction = True
             elif unit.ends:

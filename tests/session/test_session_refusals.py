@@ -316,6 +316,14 @@ def test_currval_means_the_connection_of_the_last_write(world: World) -> None:
     assert client.session.pinned == "" and client.server() is None
 
 
+def test_a_setting_between_a_write_and_currval_is_no_write(world: World) -> None:
+    client = world.client()
+    client.ask(query(INSERT), query("SET TimeZone = 'Asia/Tokyo'"), query(CURRVAL))
+    (writer,) = world.of("primary")
+    assert writer.sql == [INSERT, CURRVAL]
+    assert "DISCARD ALL" not in [ran.sql for ran in writer.ran]
+
+
 def test_currval_finds_nothing_of_another_session(world: World) -> None:
     world = World(maximum=2)
     client, other = world.client(), world.client()
