@@ -11,7 +11,7 @@ import time
 
 from proxy.session.client import Sessions
 from proxy.transport import tcp
-from proxy.transport.tls import ask_for_tls
+from proxy.transport.asking import ask_for_tls
 from proxy.upstream.pool import Pool
 from proxy.upstream.server import IDLE, Server
 from proxy.wire.codes import CANCEL_REQUEST

@@ -1,4 +1,4 @@
-"""TLS: contexts for both sides from files, and asking a server for it (manual, "SSL Session Encryption").
+"""TLS: contexts for both sides from files (manual, "Secure TCP/IP Connections with SSL").
 
 Contexts are made anew by `reload`; connections that are open keep the one they were made with.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import socket
 import ssl
 import time
 from functools import lru_cache
@@ -20,7 +19,7 @@ from asn1crypto.x509 import Certificate
 
 from proxy.config import Config, HostTls, ListenTls, Problem
 from proxy.errors import SluiceError, reason
-from proxy.wire.codes import SSL_REQUEST
+from proxy.transport.asking import Security
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +29,6 @@ ALPN: Final = "postgresql"
 SHUTDOWN_TIMEOUT: Final = 5.0
 """Seconds that a peer gets to answer our close_notify before its connection is cut."""
 
-_SSL_REQUEST: Final = (8).to_bytes(4, "big") + SSL_REQUEST.to_bytes(4, "big")
 _VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
@@ -54,13 +52,12 @@ class ListenerTls:
         _warn_of(certificate, settings.cert_file)
 
 
-class ServerTls:
-    """How a server is spoken to: `mode` is one of libpq's sslmodes."""
+class ServerTls(Security):
+    """How a server is spoken to, by its settings."""
 
     def __init__(self, settings: HostTls) -> None:
         self._settings = settings
-        self.mode = settings.mode
-        self.context = self._context()
+        super().__init__(settings.mode, self._context())
 
     def reload(self) -> None:
         """Read the files again, for connections to come; raises TlsError and keeps what was."""
@@ -68,15 +65,15 @@ class ServerTls:
 
     def _context(self) -> ssl.SSLContext | None:
         settings = self._settings
-        if self.mode == "disable":
+        if settings.mode == "disable":
             return None
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.options |= ssl.OP_NO_RENEGOTIATION
         context.set_alpn_protocols([ALPN])
-        context.check_hostname = self.mode == "verify-full"
+        context.check_hostname = settings.mode == "verify-full"
         # As in libpq, `require` with a CA at hand means verify-ca.
-        verified = settings.ca_file is not None or self.mode == "verify-full"
+        verified = settings.ca_file is not None or settings.mode == "verify-full"
         context.verify_mode = ssl.CERT_REQUIRED if verified else ssl.CERT_NONE
         if settings.ca_file is not None:
             _read(settings.ca_file)
@@ -107,30 +104,6 @@ def problems(config: Config) -> list[Problem]:
             except TlsError as error:
                 found.append(Problem(f"databases.{name}.hosts[{at}].tls", 0, str(error)))
     return found
-
-
-async def ask_for_tls(sock: socket.socket, tls: ServerTls, encrypted: bool = False) -> ssl.SSLContext | None:
-    """Ask the server at the other end of `sock` for TLS; None where the connection goes on without.
-
-    With `encrypted` nothing but TLS will do, whatever the mode. One byte is read: what a server, or somebody
-    on the way, sends behind its answer is left to the handshake, which fails over it (CVE-2021-23222). Raises
-    ConnectionError.
-    """
-    if tls.context is None or sock.family == socket.AF_UNIX:
-        return None
-    loop = asyncio.get_running_loop()
-    await loop.sock_sendall(sock, _SSL_REQUEST)
-    answer = await loop.sock_recv(sock, 1)
-    if answer == b"S":
-        return tls.context
-    if answer == b"N":
-        if tls.mode == "prefer" and not encrypted:
-            return None
-        raise ConnectionError(f"the server does not support TLS, which mode {tls.mode} needs")
-    if not answer:
-        raise ConnectionError("the server closed the connection when asked for TLS")
-    # An error's text would come from anybody on the way (CVE-2024-10977).
-    raise ConnectionError("the server answered the request for TLS with something else")
 
 
 @lru_cache(maxsize=64)

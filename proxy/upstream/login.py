@@ -16,6 +16,7 @@ from typing import cast
 
 from proxy.errors import ClientError, ProtocolViolation, UpstreamUnavailable
 from proxy.transport import tcp, tls
+from proxy.transport.asking import ask_for_tls
 from proxy.transport.tls import ServerTls, peer_end_point
 from proxy.upstream.server import HIGH_WATER, Server
 from proxy.wire.codes import (
@@ -96,7 +97,7 @@ async def _transport(login: Login) -> _LoginProtocol:
     loop = asyncio.get_running_loop()
     sock = await tcp.connect(login.host, login.port)
     try:
-        context = await tls.ask_for_tls(sock, login.tls)
+        context = await ask_for_tls(sock, login.tls)
         if sock.family == socket.AF_UNIX:
             _, protocol = await loop.create_unix_connection(lambda: _LoginProtocol(login, sock), sock=sock)
         elif context is None:

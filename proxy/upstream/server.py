@@ -19,8 +19,8 @@ from mypy_extensions import i64, mypyc_attr
 from proxy.errors import ClientError, ProtocolViolation, ServerEnds, UpstreamUnavailable
 from proxy.query.parameters import HIDDEN, Profile
 from proxy.query.prepared import Statement
+from proxy.transport.asking import Security
 from proxy.transport.outlet import Outlet
-from proxy.transport.tls import ServerTls
 from proxy.wire.messages import TERMINATE, close_statement, error_fields
 from proxy.wire.replies import CLOSE, SKIP, Peer, Reply, ReplyQueue
 
@@ -104,13 +104,13 @@ class Server:
         closed: Callable[[Server], None],
         now: float,
         sock: socket.socket | None = None,
-        tls: ServerTls | None = None,
+        tls: Security | None = None,
     ) -> None:
         self.transport: asyncio.Transport = transport
         self.outlet = Outlet(transport, sock)
         self.address = address
         # How its host is reached, for cancel requests; they are encrypted where it is.
-        self.tls: ServerTls | None = tls
+        self.tls: Security | None = tls
         self.encrypted = sock is None
         self.pid = pid
         self.secret = secret

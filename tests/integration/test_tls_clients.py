@@ -18,11 +18,12 @@ import psycopg
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from psycopg.pq import ExecStatus
 
 from proxy.transport.tls import ALPN
 from tests.certificates import Authority, Pair, self_signed_ed25519
 from tests.integration.conftest import MakeKey
-from tests.integration.support import Login, Proxy, wait_until
+from tests.integration.support import Installation, Login, Proxy, wait_until
 
 SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 GSSENC_REQUEST = struct.pack("!ii", 8, 80877104)
@@ -187,6 +188,24 @@ def test_a_cancel_request_over_tls(start_tls: StartTls, make_key: MakeKey, verif
             connection.execute("SELECT pg_sleep(30)")
         timer.join()
         assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_a_client_that_reads_late_costs_little_memory(
+    start_tls: StartTls, make_key: MakeKey, verified: dict[str, str], installation: Installation
+) -> None:
+    proxy = start_tls("require")
+    stands = "SELECT pid FROM pg_stat_activity WHERE usename = 'app_rw' AND wait_event = 'ClientWrite'"
+    with proxy.login(*make_key()).connect(**verified) as connection:
+        before = proxy.resident_bytes()
+        connection.pgconn.send_query(b"BEGIN; SELECT repeat('x', 1000000) FROM generate_series(1, 200)")
+        with installation.superuser().connect() as superuser:
+            wait_until(lambda: superuser.execute(stands).fetchone(), message="the server has to wait")
+        assert proxy.resident_bytes() - before < 50_000_000
+        while (result := connection.pgconn.get_result()) is not None:
+            assert result.status in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK)
+            rows = result.ntuples
+        assert rows == 200
+        assert proxy.resident_bytes() - before < 50_000_000
 
 
 # -- bytes

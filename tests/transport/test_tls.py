@@ -14,7 +14,8 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 
 from proxy.config import HostTls, ListenTls
-from proxy.transport.tls import ListenerTls, ServerTls, TlsError, ask_for_tls, end_point
+from proxy.transport.asking import ask_for_tls
+from proxy.transport.tls import ListenerTls, ServerTls, TlsError, end_point
 from tests.certificates import Authority, Hash, Pair, self_signed_ed25519
 
 Mode = Literal["disable", "prefer", "require", "verify-ca", "verify-full"]
