@@ -194,7 +194,6 @@ SCRIPTS: dict[str, list[Step]] = {
         e("c"),
         q("BEGIN"),
         q("SET LOCAL TimeZone = 'Asia/Tokyo'"),
-        e("c"),
         q("EXECUTE a"),
         q("SHOW TimeZone"),
         q("COMMIT"),
