@@ -35,6 +35,7 @@ from proxy.session.state import (
 from proxy.session.unit import Message
 from proxy.upstream.pool import Pool
 from proxy.upstream.server import Server
+from proxy.wire.codes import FE_BIND, FE_DESCRIBE
 from proxy.wire.codes import IDLE as STATUS_IDLE
 from proxy.wire.messages import (
     error_fields,
@@ -45,7 +46,8 @@ from proxy.wire.replies import CLOSE, PARSE, QUERY, SKIP, Reply
 
 log = logging.getLogger(__name__)
 
-_PLAN_CHANGED: Final = b"0A000"
+_PLAN_CHANGED: Final = "RevalidateCachedQuery"
+"""The routine, never translated, that says "cached plan must not change result type"."""
 
 _READ_ONLY: Final = b"default_transaction_read_only"
 
@@ -63,6 +65,8 @@ class Answering(SessionState):
         if reply.edit is not None:
             self.waits &= ~FOR_SWEEP
             self._unstep(reply.edit)
+        if self.repeated:
+            return
         if server is None or pool is None or intent is None:
             return
         if reply.sqlstate:
@@ -70,9 +74,6 @@ class Answering(SessionState):
             if self.prelude_under_way:
                 # What failed may have been the identity's own transaction: it is set again before the next unit.
                 server.renew_at = 0.0
-            if reply.sqlstate == _PLAN_CHANGED and reply.statement is not None:
-                # "cached plan must not change result type": its table has changed since it was parsed.
-                self.database.statements.renew()
             if intent.pin:
                 # What a look tells of pins is found out at the transaction's end.
                 self._unpin(
@@ -163,6 +164,33 @@ class Answering(SessionState):
         for pin in intent.pins:
             if pin in self.pins:
                 self.pins[pin] = True
+
+    def repeats(self, reply: Reply, error: bytes) -> bool:
+        """Have a statement parsed anew whose table has changed since somebody else prepared it.
+
+        Its client prepared it after that, and with a connection of its own would not see the error. Who prepared it
+        before does, as from PostgreSQL.
+        """
+        server = self.server
+        if not isinstance(reply, Message) or reply.statement is None or server is None or self.in_transaction:
+            return False
+        if error_fields(error, 0, len(error)).get("R", "") != _PLAN_CHANGED:
+            return False
+        database = self.database
+        database.statements.renew()
+        statements = self.statements
+        for name in list(statements.unproven):
+            known = statements.named.get(name)
+            if known is not None and known.profile is not None:
+                fresh = database.statements.get(known.sql, known.types, known.intent, known.profile)
+                statements.drop(name)
+                statements.put(name, fresh)
+        found = False
+        for message, data in self.repeatable:
+            found = found or message is reply
+            if found:
+                self.repeated += data
+        return found
 
     def completed(self, reply: Reply) -> bytes:
         """Take over what a statement of a rewritten text does to the client's names."""
@@ -316,6 +344,8 @@ class Answering(SessionState):
         self.prelude_under_way = False
         if self.held_unit is None:
             self.edit = None
+        if self.repeatable:
+            self._repeat()
         if server.replies.status == STATUS_IDLE:
             self.in_transaction = False
             self.restores = False
@@ -347,6 +377,16 @@ class Answering(SessionState):
         elif self.waits != 0 or self.pending:
             self.waits &= ~FOR_IDLE
             self.go_on(now)
+
+    def _repeat(self) -> None:
+        """Put what is to be sent once more before what the client sent since; else trust what was used."""
+        for message, _ in self.repeatable:
+            if message.message_code == FE_BIND or message.message_code == FE_DESCRIBE:
+                self.statements.unproven.discard(message.name)
+        self.repeatable = []
+        if self.repeated:
+            self.pending = self.repeated + self.pending
+            self.repeated = b""
 
     def relieved(self) -> None:
         """Go on: the server owes few enough answers again."""

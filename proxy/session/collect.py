@@ -68,6 +68,8 @@ class ClientStatements:
         self.last_profile: Profile | None = None
         self.portals: dict[bytes, Statement] = {}
         self.unnamed_portal: Statement | None = None
+        # Names whose statements others have prepared before, and that were not used yet.
+        self.unproven: set[bytes] = set()
         # Portals of rewritten texts.
         self.edits: dict[bytes, Edit] = {}
 
@@ -85,6 +87,7 @@ class ClientStatements:
         statement = self.named.pop(name, None)
         if statement is not None:
             self.named_bytes -= len(statement.sql)
+            self.unproven.discard(name)
 
     def admit(self, edit: Edit) -> None:
         """Raise TooManyStatements or FeatureNotSupported where the client can't have what a text prepares by SQL."""
@@ -246,6 +249,8 @@ def _parse(
         message.error = statements.problem(len(sql))
         if message.error is None:
             statements.put(name, statement)
+            if statement.proven:
+                statements.unproven.add(name)
     return message
 
 

@@ -36,6 +36,9 @@ from proxy.upstream.pool import Pool
 from proxy.upstream.server import Server
 from proxy.wire.codes import (
     FAILED_TRANSACTION,
+    FE_BIND,
+    FE_DESCRIBE,
+    FE_EXECUTE,
     FE_FLUSH,
     FE_PARSE,
     FE_QUERY,
@@ -62,6 +65,9 @@ MAX_REPLIES: Final = 10_000
 
 MAX_AGAIN: Final = 8_192
 """Bytes of a read that is kept to be tried again; more are not worth the memory for each session."""
+
+MAX_KEPT: Final = 65_536
+"""Bytes of a unit that is kept to be sent once more: one read of a client's socket."""
 
 _NOW: Final = 1e-9
 """A time to retire at that has always come."""
@@ -309,6 +315,8 @@ class Lending(Answering):
                 break
         keep = idle and begin is None and unit.reads_only and self._may_try_again(unit)
         self.again = unit.length if keep else 0
+        if self.statements.unproven and idle and begin is None:
+            self._keep(unit)
         if not write_unit(server, unit, out, now, self.in_transaction, not self.touched, keep):
             # The rest of a long message that was not sent is not sent either.
             self.stream_to_server = False
@@ -329,7 +337,7 @@ class Lending(Answering):
         elif ended != FE_QUERY and (unit.length != 1 or ended != FE_FLUSH):
             # A Flush alone begins nothing: psycopg sends one behind the Sync of each pipeline.
             self.awaits_sync = True
-        halts = unit.halts or decides
+        halts = unit.halts or decides or len(self.repeatable) > 0
         if unit.halts and self.awaits_sync and ended != FE_QUERY and not server.replies.skipping:
             # What follows waits for the answer: names, and what the server holds, may change.
             if unit.sweeps:
@@ -351,6 +359,23 @@ class Lending(Answering):
                 server.crowded = True
         if self.waits & FOR_CLIENT != 0:
             server.pause_reading()
+
+    def _keep(self, unit: Unit) -> None:
+        """Keep a unit whose statements may have been prepared, for somebody else, before their tables changed."""
+        self.repeatable = []
+        if unit.ended_by != FE_SYNC or unit.refused is not None or unit.bytes > MAX_KEPT:
+            return
+        message = unit.first
+        first = True
+        while message is not None:
+            self.repeatable.append((message, message.data[message.start : message.end]))
+            code = message.message_code
+            if code == FE_BIND or code == FE_DESCRIBE:
+                message.repeatable = first and message.name in self.statements.unproven
+                first = False
+            elif code == FE_EXECUTE:
+                first = False
+            message = message.following
 
     def _decides_what_follows(self, intent: Intent) -> bool:
         """Tell whether what follows a statement has to wait until that has taken effect.

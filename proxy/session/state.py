@@ -36,7 +36,7 @@ from proxy.session.deferral import NONE
 from proxy.session.renaming import Edit
 from proxy.session.sending import Writer
 from proxy.session.settings import Look
-from proxy.session.unit import Unit
+from proxy.session.unit import Message, Unit
 from proxy.transport.outlet import Outlet
 from proxy.upstream.pool import Pool
 from proxy.upstream.server import Borrower, Server
@@ -125,6 +125,9 @@ class SessionState(Borrower):
         # An error was answered without a server; what follows is dropped up to Sync.
         self.skips_to_sync = False
         self.prelude_under_way = False
+        # The unit under way, message by message, while it may have to be sent once more; and what of it is.
+        self.repeatable: list[tuple[Message, bytes]] = []
+        self.repeated: bytes = b""
         # The rewritten text of a Query that is under way.
         self.edit: Edit | None = None
         self.wrote = False

@@ -58,6 +58,10 @@ class Errand(Borrower):
         """Leave the answer as it is: an errand's text is its own."""
         return b""
 
+    def repeats(self, reply: Reply, error: bytes) -> bool:
+        """Ask nothing twice."""
+        return False
+
     def retold(self, reply: Reply, error: bytes) -> bytes:
         """Leave the error as it is."""
         return error

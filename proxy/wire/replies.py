@@ -113,6 +113,8 @@ class Reply:
         self.in_transaction: bool = False
         # The text was rewritten: its peer is asked what to tell the client of it.
         self.edited: bool = False
+        # It can be sent once more: nothing has run before it in its transaction.
+        self.repeatable: bool = False
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -133,6 +135,10 @@ class Peer:
 
     def retold(self, reply: Reply, error: bytes) -> bytes:
         """Return the ErrorResponse of a rewritten text as the client gets it, b"" for nothing."""
+        raise AssertionError
+
+    def repeats(self, reply: Reply, error: bytes) -> bool:
+        """Tell whether a reply that failed is not told, but asked for once more after the Sync that is owed."""
         raise AssertionError
 
     def undone(self, reply: Reply) -> None:
@@ -525,6 +531,15 @@ class ReplyQueue:
             self._cut(pos, end)
             if self.peer is not None:
                 self.peer.forward(head.payload)
+        elif (
+            head.repeatable
+            and end <= n
+            and self.peer is not None
+            and self.peer.repeats(head, self._data[pos:end])
+        ):
+            self._cut(pos, end)
+            if self.tail is not None:
+                self.tail.mode = SKIP
         elif head.edited and end <= n and not head.cancelled_as:
             self._cut(pos, end)
             if self.peer is not None:

@@ -126,6 +126,9 @@ class Backend:
         # What it keeps that pins a session, by the view that tells of it.
         self.kept: set[str] = set()
         self.statements: dict[str, str] = {}
+        # Texts whose tables have changed, with their errors; and statements that were parsed since.
+        self.stale: dict[str, str] = {}
+        self.fresh: set[bytes] = set()
         # The TimeZone under which each statement was parsed last.
         self.parsed_under: dict[str, str] = {}
         self.portals: dict[str, tuple[str, list[str]]] = {}
@@ -286,12 +289,16 @@ class Backend:
                 raise Failed("42P05")
             self.statements[name.decode()] = sql.decode()
             self.parsed_under[sql.decode()] = self.settings["timezone"]
+            if sql.decode() in self.stale:
+                self.fresh.add(name)
             self._put(b"1")
         elif kind == b"B":
             portal, name, rest = body.split(b"\0", 2)
             if name.decode() not in self.statements:
                 raise Failed("26000")
             sql_text = self.statements[name.decode()]
+            if sql_text in self.stale and name not in self.fresh:
+                raise Failed(self.stale[sql_text])
             self._check(sql_text)
             self.portals[portal.decode()] = (sql_text, _values(rest))
             self._put(b"2")

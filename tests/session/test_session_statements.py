@@ -280,6 +280,45 @@ def test_what_is_prepared_behind_ddl_is_parsed_anew(world: World) -> None:
     assert world.backends[0].transport.all.count(READ.encode()) == sent + 1
 
 
+CHANGED = "0A000\0RRevalidateCachedQuery"
+
+
+@pytest.mark.parametrize("pipelined", [False, True])
+def test_a_table_that_changed_before_ones_own_parse_is_no_error(pipelined: bool) -> None:
+    world = World(maximum=1)
+    first, client = world.client(), world.client()
+    first.ask(parse("s", READ), use("s"))
+    (backend,) = world.backends
+    backend.stale[READ] = CHANGED
+    behind = query("SELECT 1")
+    if pipelined:
+        assert kinds(client.ask(parse("s", READ) + use("s") + behind)) == "1 2 D C ZI T D C ZI"
+    else:
+        assert kinds(client.ask(parse("s", READ), SYNC)) == "1 ZI"
+        assert kinds(client.ask(use("s") + behind)) == "2 D C ZI T D C ZI"
+    assert backend.sql.count(READ) == 2
+    assert kinds(client.ask(use("s"))) == "2 D C ZI"
+
+
+def test_a_table_that_changed_since_ones_own_parse_is_postgresqls_error() -> None:
+    world = World(maximum=1)
+    client = world.client()
+    client.ask(parse("s", READ), use("s"))
+    world.backends[0].stale[READ] = CHANGED
+    assert kinds(client.ask(use("s"))) == "E:0A000 ZI"
+    assert kinds(client.ask(use("s"))) == "E:0A000 ZI"
+    assert kinds(client.ask(close("s"), parse("s", READ), use("s"))).startswith("3 1 ")
+
+
+def test_in_a_transaction_a_table_that_changed_is_an_error() -> None:
+    world = World(maximum=1)
+    first, client = world.client(), world.client()
+    first.ask(query("BEGIN"), parse("s", READ), use("s"), query("COMMIT"))
+    world.of("primary")[0].stale[READ] = CHANGED
+    client.ask(query("BEGIN"))
+    assert kinds(client.ask(parse("s", READ), use("s"))) == "1 E:0A000 ZE"
+
+
 def test_the_texts_that_a_client_may_name_are_bounded(world: World) -> None:
     client = world.client()
     text = "SELECT '" + "x" * 60_000 + "'"
