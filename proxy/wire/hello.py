@@ -41,6 +41,8 @@ def protocols(record: bytes) -> list[bytes] | None:
     at += 4 + _VERSION_AND_RANDOM
     # Session id, cipher suites, compression methods: each behind its length.
     for width in (1, 2, 1):
+        if at + width > end:
+            return None
         at += width + int.from_bytes(record[at : at + width], "big")
     at += 2
     while at + 4 <= end:
@@ -48,7 +50,8 @@ def protocols(record: bytes) -> list[bytes] | None:
         length = int.from_bytes(record[at + 2 : at + 4], "big")
         at += 4
         if kind == _ALPN:
-            return _names(record[at + 2 : min(at + length, end)])
+            # A slice is taken within the record only: compiled, one that begins behind its end is an error.
+            return _names(record[at + 2 : at + length]) if 2 <= length <= end - at else None
         at += length
     return []
 
