@@ -185,6 +185,9 @@ class ReplyQueue:
         self._held: bytes = b""
         self._body_left: i64 = 0
         self._body_forward: bool = False
+        # The client has got the beginning of a message and not its end: a read that breaks the protocol behind that
+        # end is not forwarded.
+        self._in_body: bool = False
         # Positions in the read at hand: what is forwarded next starts at _run.
         self._data: bytes = b""
         self._run: i64 = 0
@@ -213,7 +216,7 @@ class ReplyQueue:
     @property
     def midway(self) -> bool:
         """Tell whether the client has got the beginning of a message whose end has not come."""
-        return self._body_left > 0 and self._body_forward
+        return self._in_body
 
     def start(self) -> None:
         """Answer what stands at the head and needs no server; to be called after pushes to an empty queue."""
@@ -296,6 +299,7 @@ class ReplyQueue:
             pos = end
         if self._run < pos:
             self._forward(pos)
+        self._in_body = self._body_left > 0 and self._body_forward
         if pos < n:
             self._held = data[pos:]
             if self.head is None:

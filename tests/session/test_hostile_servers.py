@@ -144,6 +144,14 @@ def test_a_server_that_dies_within_a_row_ends_its_client_without_a_word(world: W
     assert client.take() == cut and client.closed()
 
 
+def test_a_violation_behind_the_end_of_a_row_is_not_told_within_it(world: World) -> None:
+    client, backend = under_way(world)
+    cut = message(b"T", b"\0\0") + ROW[:9]
+    backend.server.data_received(cut)
+    backend.server.data_received(ROW[9:] + message(b"1"))
+    assert client.take() == cut and client.closed()
+
+
 def test_a_client_that_is_ended_within_a_row_is_not_told_why(world: World) -> None:
     client, backend = under_way(world)
     cut = message(b"T", b"\0\0") + ROW[:9]
