@@ -148,7 +148,7 @@ class Session(Lending):
             end: i64 = pos + 1 + length
             if end > n:
                 if length <= MAX_HELD:
-                    _check_incomplete(kind, length)
+                    _check_header(kind, length)
                     break
                 if not self._can_start(kind, length, data, pos):
                     break
@@ -163,6 +163,7 @@ class Session(Lending):
                 return n
             elif self.skips_to_sync:
                 self.stream_to_server = False
+                _check_header(kind, length)
                 if kind == FE_SYNC:
                     self.skips_to_sync = False
                     self.forward(READY_FAILED if self.in_transaction else READY_IDLE)
@@ -197,7 +198,7 @@ class Session(Lending):
             return True
         if kind == FE_FUNCTION_CALL:
             return True
-        _check_incomplete(kind, length)
+        _check_header(kind, length)
         raise ProtocolViolation("message is too long for its type")
 
     def _query(self, data: bytes, start: i64, end: i64, now: float) -> None:
@@ -429,8 +430,8 @@ class Session(Lending):
             self.transport.resume_reading()
 
 
-def _check_incomplete(kind: i64, length: i64) -> None:
-    """Refuse a message before the rest of it has come, where its header tells that it can't become one."""
+def _check_header(kind: i64, length: i64) -> None:
+    """Refuse a message that is not looked into, or has not come whole, where its header tells that it is none."""
     if kind not in _KNOWN:
         raise ProtocolViolation(f"invalid frontend message type {kind}")
     if length > MAX_SMALL_MESSAGE and kind in _SMALL:

@@ -287,6 +287,12 @@ def test_a_header_that_cannot_become_a_message_is_refused_at_once(world: World, 
     assert kinds(client.take()) == "FATAL:08P01"
 
 
+def test_an_unknown_type_is_refused_while_the_rest_is_skipped_too(world: World) -> None:
+    client = world.client()
+    client.send(bind("nobody") + FLUSH + message(b"!"))
+    assert kinds(client.take()) == "E:26000 FATAL:08P01"
+
+
 @pytest.mark.parametrize(
     "conversation",
     [
