@@ -54,13 +54,15 @@ async def test_interference_moves_a_client_between_server_connections(
     interference = Interference(login, two_connections.login(*make_key(user="stranger")))
     await interference.start()
     used = list[str]()
-    for _ in range(40):
+    moves = 0
+    # How often depends on how fast the machine lets the others be.
+    while moves < 4 and len(used) < 400:
         used.append(
             "".join(line for line in await client.run("SELECT pg_backend_pid()") if "DataRow" in line)
         )
         await interference.between(client.status)
-    moves = sum(one != other for one, other in pairwise(used))
+        moves = sum(one != other for one, other in pairwise(used))
     assert len(set(used)) == 2
-    assert moves >= 8, used
+    assert moves == 4, used
     await interference.stop()
     await client.close()
