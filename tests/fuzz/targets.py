@@ -7,7 +7,7 @@ import logging
 import socket
 import struct
 
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from proxy.config.model import HostTls
@@ -17,6 +17,7 @@ from proxy.transport.tls import ServerTls
 from proxy.upstream.login import Login, _LoginProtocol
 from proxy.upstream.pool import Pool
 from proxy.upstream.server import CLOSED
+from proxy.wire.codes import FE_QUERY
 from tests.fuzz.grammar import Big, before_login, damaged, from_client, pieces, well_formed
 from tests.fuzz.peers import FuzzWorld, Innocent, TolerantBackend, check_bounds
 from tests.session.backend import FakeTransport
@@ -127,10 +128,25 @@ def splits_of_a_conversation(messages: list[bytes], cuts: list[int]) -> None:
 
     # What a Sync doesn't end is answered sooner where it is too long to be collected.
     data = b"".join(messages) + SYNC
+    assume(not has_long_query_without_end(data))
     whole = converse([data])
     assert converse(pieces(data, cuts)) == whole
     if len(data) < 500:
         assert converse([data[at : at + 1] for at in range(len(data))]) == whole
+
+
+def has_long_query_without_end(data: bytes) -> bool:
+    """Tell whether a Query that may stream lacks its NUL: then it is for the server to say, and this one doesn't."""
+    at = 0
+    while at + 5 <= len(data):
+        length = int.from_bytes(data[at + 1 : at + 5], "big", signed=True)
+        end = at + 1 + length
+        if length < 4 or end > len(data):
+            return False
+        if data[at] == FE_QUERY and length > 16_384 and data[end - 1] != 0:
+            return True
+        at = end
+    return False
 
 
 def told(each: bytes) -> bytes:
