@@ -65,6 +65,8 @@ class Unit:
         # The statement that decides where the unit goes: the first that is not proven to read.
         self.intent: Intent | None = None
         self.reads_only = True
+        # It was sent once and not answered: once more is enough.
+        self.tried = False
         # Those that leave something behind in the server's session.
         self.special: list[Intent] = []
         # It runs RESET ALL or DISCARD ALL, which takes away what the messages behind it need.
@@ -87,6 +89,7 @@ class Unit:
         self.bytes = 0
         self.intent = None
         self.reads_only = True
+        self.tried = False
         if self.special:
             self.special = []
         self.sweeps = False
