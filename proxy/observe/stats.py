@@ -119,6 +119,9 @@ class PoolStats:
     def __init__(self) -> None:
         # By intent, from the first byte sent to the last byte received.
         self.query_time: Final[dict[str, Histogram]] = {kind: Histogram() for kind in KINDS}
+        # The one that was used last: most statements are of one kind.
+        self._kind: str = "unknown"
+        self._histogram: Histogram = self.query_time["unknown"]
         # Waiting for a server connection.
         self.queue_time: Final = Histogram()
         # From the first packet to the first ReadyForQuery of a new server connection.
@@ -144,14 +147,14 @@ class PoolStats:
         self, kind: str, queued_us: i64, duration_us: i64, bytes_in: i64, bytes_out: i64, sqlstate: bytes
     ) -> None:
         """Count one statement that a server has answered; `sqlstate` is empty where it went well."""
-        histogram = self.query_time.get(kind)
-        if histogram is None:
-            histogram = self.query_time["unknown"]
-        histogram.observe(duration_us)
+        if kind is not self._kind:
+            self._kind = kind
+            self._histogram = self.query_time.get(kind, self.query_time["unknown"])
+        self._histogram.observe(duration_us)
         self.queue_time.observe(queued_us)
         self.bytes_in += bytes_in
         self.bytes_out += bytes_out
-        if sqlstate:
+        if len(sqlstate) > 0:
             self.errors.add(sqlstate_class(sqlstate.decode("ascii", "replace")))
 
 

@@ -113,7 +113,7 @@ class Writer:
             return
         self._flush()
         self.chunks = []
-        server.outlet.write(b"".join(chunks))
+        server.outlet.write(chunks[0] + chunks[1] if len(chunks) == 2 else b"".join(chunks))
 
     def _span(self) -> bytes:
         data = self._data
@@ -233,7 +233,7 @@ def write_unit(
         elif (code == FE_BIND or code == FE_DESCRIBE) and message.edit is None:
             statement = message.statement
             if statement is not None:
-                if message.name:
+                if len(message.name) > 0:
                     if not server.holds(statement):
                         _parse_again(server, statement, out, settled)
                 elif server.unnamed is not statement:
@@ -241,14 +241,14 @@ def write_unit(
                     out.put(statement.unnamed_message())
                     replies.push(Reply(PARSE, SKIP, UNNAMED))
         elif code == FE_PARSE:
-            if message.name:
+            if len(message.name) > 0:
                 _write_named_parse(server, message, out)
                 if not keep:
                     message.data = b""
                 message = following
                 continue
             server.unnamed = message.statement
-        elif code == FE_CLOSE and not message.name:
+        elif code == FE_CLOSE and len(message.name) == 0:
             server.unnamed = None
         elif code == FE_CLOSE:
             # Other clients use the statement too; only this client's name for it goes.
@@ -260,9 +260,9 @@ def write_unit(
             message = following
             continue
         if (
-            (message.name or message.edit is not None)
+            code != FE_EXECUTE
             and message.statement is not None
-            and code != FE_EXECUTE
+            and (len(message.name) > 0 or message.edit is not None)
         ):
             known = message.statement.name if message.edit is None else _EDITED
             if code == FE_BIND:

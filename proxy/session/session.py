@@ -78,7 +78,7 @@ class Session(Lending):
         """Take bytes from the client."""
         if self.ended or self.ending:
             return
-        self.active_at = time.monotonic()
+        self.active_at = self.clock()
         if self.waits != 0:
             self.pending += data
             if len(self.pending) > MAX_PENDING:

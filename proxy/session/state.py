@@ -73,6 +73,8 @@ class SessionState(Borrower):
         sock: socket.socket | None = None,
     ) -> None:
         self.database = database
+        # Kept: looking it up in its module costs more than the call.
+        self.clock: Final = time.monotonic
         self.transport: asyncio.Transport = transport
         self.outlet = Outlet(transport, sock)
         self.key = key
@@ -88,7 +90,7 @@ class SessionState(Borrower):
         # server connections that what it was told is true of.
         self.reported: dict[bytes, bytes] = {}
         self.start_reports: dict[bytes, bytes] = {}
-        self.family: int = 0
+        self.family: i64 = 0
         # The server connection it holds, the pool it waits at, and why it keeps its connection ("" if not).
         self.server: Server | None = None
         self.pool: Pool | None = None

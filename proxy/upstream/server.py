@@ -106,6 +106,8 @@ class Server:
         sock: socket.socket | None = None,
         tls: Security | None = None,
     ) -> None:
+        # Kept: looking it up in its module costs more than the call.
+        self._clock: Final = time.monotonic
         self.transport: asyncio.Transport = transport
         self.outlet = Outlet(transport, sock)
         self.address = address
@@ -123,7 +125,7 @@ class Server:
         # What it reported at its login: the defaults of its login and database.
         self.defaults: dict[bytes, bytes] = dict(parameters)
         # The same number for connections that report the same of what clients are shown.
-        self.family: int = hash(frozenset([each for each in parameters.items() if each[0] not in HIDDEN])) | 1
+        self.family: i64 = hash(frozenset([each for each in parameters.items() if each[0] not in HIDDEN])) | 1
         self.last_byte_at: float = now
         # Whose claim it carries, "" for nobody's, and when that has to be renewed (monotonic seconds).
         self.label: str = ""
@@ -152,7 +154,7 @@ class Server:
 
     def data_received(self, data: bytes) -> None:
         """Take bytes from the server."""
-        now = time.monotonic()
+        now = self._clock()
         self.last_byte_at = now
         try:
             ready = self.replies.scan(data, now)
