@@ -59,6 +59,7 @@ class Answering(SessionState):
         """Record a statement that was answered."""
         if not isinstance(reply, Message):
             return
+        self.kept = None
         intent = reply.intent
         server = self.server
         pool = self.pool
@@ -341,6 +342,7 @@ class Answering(SessionState):
         if self.stream_left > 0 and self.stream_to_server:
             self.go_on(now)
             return
+        self.kept = None
         self.prelude_under_way = False
         if self.held_unit is None:
             self.edit = None

@@ -26,10 +26,11 @@ from proxy.session.deferral import (
     sole_intent,
 )
 from proxy.session.preparing import Preparing
+from proxy.session.retry import anew, failed, may_try_again
 from proxy.session.sending import Writer, write_begin, write_unit
 from proxy.session.settings import probed
 from proxy.session.state import FOR_CLIENT, FOR_IDLE, FOR_REPLIES, FOR_SERVER, FOR_SOCKET, FOR_SWEEP
-from proxy.session.unit import Message, Unit
+from proxy.session.unit import Unit
 from proxy.upstream.pool import Pool
 from proxy.upstream.server import Server
 from proxy.wire.codes import (
@@ -53,14 +54,11 @@ from proxy.wire.messages import (
     READY_IN_TRANSACTION,
     SYNC,
 )
-from proxy.wire.replies import FORWARD, SKIP, Reply
+from proxy.wire.replies import SKIP, Reply
 from proxy.wire.replies import SYNC as SYNC_REPLY
 
 MAX_REPLIES: Final = 10_000
 """Answers that one session may be owed before its input waits; an entry takes some 200 bytes."""
-
-MAX_AGAIN: Final = 8_192
-"""Bytes of a read that is kept to be tried again; more are not worth the memory for each session."""
 
 MAX_KEPT: Final = 65_536
 """Bytes of a unit that is kept to be sent once more: one read of a client's socket."""
@@ -309,8 +307,11 @@ class Lending(Preparing):
                 if first is not None:
                     first.error = error
                 break
-        keep = idle and begin is None and unit.reads_only and self._may_try_again(unit)
-        self.again = unit.length if keep else 0
+        keep = (
+            idle and begin is None and not (self.pinned or self.database.session_mode) and may_try_again(unit)
+        )
+        self.kept = unit.first if keep else None
+        server.replies.told = False
         if self.statements.unproven and idle and begin is None:
             self._keep(unit)
         if not write_unit(server, unit, out, now, self.in_transaction, not self.touched, keep):
@@ -456,58 +457,24 @@ class Lending(Preparing):
         self.held_unit = unit
         self.waits |= FOR_IDLE
 
-    def _may_try_again(self, unit: Unit) -> bool:
-        """Tell whether a unit of reads, alone on its connection, is small enough to be kept until it is answered."""
-        first = unit.first
-        last = unit.last
-        if unit.tried or first is None or last is None or unit.intent is None or unit.bytes > MAX_AGAIN:
-            return False
-        if len(first.data) > MAX_AGAIN or len(last.data) > MAX_AGAIN or unit.special or unit.halts:
-            return False
-        if unit.ended_by != FE_QUERY and unit.ended_by != FE_SYNC:
-            return False
-        return not self.pinned and not self.database.session_mode
+    def starts_over(self) -> bool:
+        """Tell whether a read of which nothing was answered yet is tried once more."""
+        kept = self.kept
+        return not (kept is None or self.ended or self.ending or self.repeated or failed(kept))
 
     def lost(self, error: ClientError) -> None:
         """Try a read once more of which nothing was answered yet; else end the session."""
         server = self.server
-        unit = None
-        if server is not None and self.again > 0 and not self.ended and not self.ending:
-            unit = self._unanswered(server)
-        self.again = 0
-        if unit is None:
+        kept = self.kept
+        if server is None or server.replies.told or kept is None or not self.starts_over():
+            self.kept = None
             super().lost(error)
             return
         self.server = None
         self.query_is_last = False
         self.prelude_under_way = False
         self.waits &= ~(FOR_SOCKET | FOR_REPLIES)
-        self._dispatch(unit, time.monotonic())
-
-    def _unanswered(self, server: Server) -> Unit | None:
-        """Return the unit that `server` owes the answers to, anew; None where some have come."""
-        unit = Unit()
-        reply = server.replies.head
-        while reply is not None:
-            following = reply.next
-            if isinstance(reply, Message):
-                if reply.first_at != 0.0:
-                    return None
-                reply.next = None
-                reply.mode = FORWARD
-                reply.prepares = False
-                intent = reply.intent
-                if intent is None and reply.statement is not None:
-                    intent = reply.statement.intent
-                if intent is not None:
-                    unit.uses(intent)
-                unit.ended_by = reply.message_code
-                unit.add(reply)
-            reply = following
-        if unit.length != self.again:
-            return None
-        unit.tried = True
-        return unit
+        self._dispatch(anew(kept), time.monotonic())
 
 
 def _text_of(unit: Unit) -> bytes:

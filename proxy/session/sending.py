@@ -206,15 +206,16 @@ def write_unit(
 ) -> bool:
     """Write the messages of `unit` and queue what the server will owe, up to the first that is refused.
 
-    The messages are their own replies; the client's bytes are let go of, unless they are to `keep`. `settled` tells
-    that the server's settings are those of its profile: the transaction has changed none. Returns False if one was
-    refused.
+    The messages are their own replies; they and the client's bytes are let go of, unless they are to `keep`.
+    `settled` tells that the server's settings are those of its profile: the transaction has changed none. Returns
+    False if one was refused.
     """
     replies = server.replies
     message = unit.first
     while message is not None:
         following = message.following
-        message.following = None
+        if not keep:
+            message.following = None
         if message.error is not None:
             _write_refusal(server, unit, message, message.error, out)
             if replies.peer is not None:

@@ -119,8 +119,8 @@ class SessionState(Borrower):
         self.deferral: i64 = NONE
         self.begin: Statement | None = None
         self.begun_at: float = 0.0
-        # How many messages the unit under way has, if it is to be tried once more should its server die; else 0.
-        self.again: i64 = 0
+        # The first message of the unit under way, if that is to be tried once more should its server die.
+        self.kept: Message | None = None
         # Something was sent whose Sync has not come yet. A Query behind it ends that too, unless the server skips
         # it because of an error; which of the two, only its ReadyForQuery tells.
         self.awaits_sync = False
@@ -178,7 +178,7 @@ class SessionState(Borrower):
         server = self.server
         self.server = None
         self._release_pin()
-        if server is not None and server.replies.midway:
+        if server is not None and (server.replies.midway or server.replies.parted):
             self._end()
             return
         self.fatal(error)

@@ -37,6 +37,9 @@ MAX_STATEMENTS: Final = 500
 MAX_STATEMENT_BYTES: Final = 4 * 1024 * 1024
 """Their texts together: the server keeps each several times, as text, as trees and as plans."""
 
+_NOW: Final = 1e-9
+"""A time to retire at that has always come."""
+
 HIGH_WATER: Final = 16_384
 """Bytes that the kernel did not take, before their peer is paused: a client that stops reading then costs this and
 one full read (256 KiB), and no more however long it stops."""
@@ -159,10 +162,12 @@ class Server:
         try:
             ready = self.replies.scan(data, now)
         except ServerEnds:
-            self.connection_lost(None)
+            self._ended(now)
             return
         except ProtocolViolation as error:
             log.error("server %s pid %d: %s; connection closed", self.address, self.pid, error)
+            # Nothing is asked once more because of it: that would hide a server which can't be trusted.
+            self.replies.told = True
             self.fail(UpstreamUnavailable(f"server {self.address} broke the protocol", extra=str(error)))
             return
         if ready:
@@ -174,6 +179,19 @@ class Server:
             borrower = self.borrower
             if borrower is not None:
                 borrower.relieved()
+
+    def _ended(self, now: float) -> None:
+        """Take the server's last words. Behind a whole answer they are told to who still holds the connection."""
+        replies = self.replies
+        borrower = self.borrower
+        if replies.head is None and replies.became_ready and borrower is not None:
+            self.retire_at = _NOW
+            borrower.ready(now)
+        borrower = self.borrower
+        if replies.head is None and borrower is not None:
+            replies.parted = True
+            borrower.forward(replies.last_error)
+        self.connection_lost(None)
 
     def eof_received(self) -> bool:
         """Let the transport close: a server that ends is gone."""

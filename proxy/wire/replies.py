@@ -161,6 +161,10 @@ class Peer:
         """Learn that the server now expects CopyData."""
         raise AssertionError
 
+    def starts_over(self) -> bool:
+        """Tell whether the server's last words are not told: what it owes is asked for once more, elsewhere."""
+        return False
+
 
 @final
 class ReplyQueue:
@@ -181,6 +185,11 @@ class ReplyQueue:
         self.skipping: bool = False
         # The head is a COPY whose data comes from the client and has not ended.
         self.copying: bool = False
+        # Something was forwarded since the peer last took this back; and the server's last words were.
+        self.told: bool = False
+        self.parted: bool = False
+        # The read at hand had a ReadyForQuery behind which nothing was owed.
+        self.became_ready: bool = False
         # An incomplete message at the end of the last read, and a long one that is passing through.
         self._held: bytes = b""
         self._body_left: i64 = 0
@@ -231,8 +240,9 @@ class ReplyQueue:
         """Take the next bytes from the server, at time `now`.
 
         Returns True if they end in a ReadyForQuery after which nothing is owed; `status` then tells the
-        transaction's state. Raises ProtocolViolation for what no PostgreSQL sends, and ServerEnds at a FATAL error:
-        the client is told of that by who knows which server it was.
+        transaction's state. Raises ProtocolViolation for what no PostgreSQL sends, and ServerEnds at a FATAL error;
+        `parted` then tells that it was forwarded. One behind everything that was owed is left to the caller, who
+        finds it in `last_error`: perhaps it is nobody's any more.
         """
         if self._held:
             data = self._held + data
@@ -241,7 +251,7 @@ class ReplyQueue:
         self._data = data
         self._run = 0
         pos: i64 = 0
-        became_ready = False
+        self.became_ready = False
         head = self.head
         if head is not None and head.first_at == 0.0:
             head.first_at = now
@@ -289,7 +299,7 @@ class ReplyQueue:
                 if status != IDLE and status != IN_TRANSACTION and status != FAILED_TRANSACTION:
                     raise ProtocolViolation("a server sent a ReadyForQuery of no known status")
                 self.status = status
-                became_ready = self._ready(pos, end, now)
+                self.became_ready = self._ready(pos, end, now)
             else:
                 self._message(kind, pos, end, now)
             if streams:
@@ -314,7 +324,7 @@ class ReplyQueue:
                     raise ProtocolViolation("a server began an answer that nobody asked for")
         self._base += pos
         self._data = b""
-        return became_ready and self.head is None and self._body_left == 0
+        return self.became_ready and self.head is None and self._body_left == 0
 
     def _may_stream(self, kind: i64, length: i64, available: i64) -> bool:
         """Tell whether an incomplete message is acted on now; otherwise the rest is waited for."""
@@ -332,6 +342,7 @@ class ReplyQueue:
         """Hand the client what stands between the last cut and `end`."""
         peer = self.peer
         if peer is not None:
+            self.told = True
             data = self._data
             n: i64 = len(data)
             if self._run == 0 and end == n:
@@ -383,6 +394,7 @@ class ReplyQueue:
                 if self._run < end:
                     self._forward(end)
                 if self.peer is not None:
+                    self.told = True
                     self.peer.forward(head.payload)
             elif head.kind != COPY_END:
                 break
@@ -517,16 +529,14 @@ class ReplyQueue:
         head = self.head
         n: i64 = len(self._data)
         state = sqlstate(self._data, pos, end if end < n else n)
-        if head is None:
+        fatal = self._data.find(_FATAL, pos, end) >= 0 or self._data.find(_PANIC, pos, end) >= 0
+        if head is None or fatal:
             self.last_error = self._data[pos : end if end - pos < MAX_HELD else pos + MAX_HELD]
-            return
-        if self._data.find(_FATAL, pos, end) >= 0 or self._data.find(_PANIC, pos, end) >= 0:
-            self._cut(pos, end)
-            self.last_error = self._data[pos : end if end - pos < MAX_HELD else pos + MAX_HELD]
-            if pos == 0 and head.first_at == now:
-                # That is no answer yet.
-                head.first_at = 0.0
+        if fatal:
+            self._part(pos, end)
             raise ServerEnds(state.decode("ascii", "replace"))
+        if head is None:
+            return
         if head.mode == SKIP:
             self._cut(pos, end)
             if self.peer is not None:
@@ -563,6 +573,21 @@ class ReplyQueue:
             # A Sync that fails (a deferred constraint at commit) is still answered by its ReadyForQuery.
             return
         self._skip_to_sync(head, end, now)
+
+    def _part(self, pos: i64, end: i64) -> None:
+        """Forward what stands before the server's last words at pos:end, and these if they are somebody's.
+
+        Nothing of it is forwarded where the peer starts over.
+        """
+        peer = self.peer
+        n: i64 = len(self._data)
+        if peer is None or (not self.told and peer.starts_over()):
+            return
+        self._cut(pos, end)
+        self._in_body = False
+        if self.head is not None and end <= n:
+            self.parted = True
+            peer.forward(self._data[pos:end])
 
     def _skip_to_sync(self, failed: Reply, end: i64, now: float) -> None:
         """Drop what the server discards after an error; its effects are undone, the last first."""

@@ -60,6 +60,18 @@ class HostileServer:
                 each.shutdown(socket.SHUT_RDWR)
             each.close()
 
+    @property
+    def connections(self) -> int:
+        """Return how many connections were taken since the last cut."""
+        return len(self._open) // 2
+
+    def cut(self) -> None:
+        """Cut all connections, as a network that fails does; new ones are taken."""
+        cut, self._open = self._open, []
+        for each in cut:
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
     def _accept(self) -> None:
         with suppress(OSError):
             while True:

@@ -112,7 +112,7 @@ def test_a_session_that_holds_nothing_does_not_notice_a_lost_server_connection(
             connection.execute("SELECT pg_current_xact_id()")
 
 
-def test_a_server_lost_in_a_transaction_ends_the_session_with_08006(
+def test_a_server_lost_in_a_transaction_ends_the_session(
     proxy: Proxy, make_key: MakeKey, installation: Installation
 ) -> None:
     with proxy.login(*make_key()).connect() as connection:
@@ -123,7 +123,7 @@ def test_a_server_lost_in_a_transaction_ends_the_session_with_08006(
             direct.execute("SELECT pg_terminate_backend(%s, 5000)", (row[0],))
         with pytest.raises(psycopg.OperationalError) as told:
             connection.execute("SELECT 1")
-        assert told.value.sqlstate in ("08006", "57P01")
+        assert told.value.sqlstate == "57P01"
         assert connection.broken
 
 

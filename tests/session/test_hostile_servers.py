@@ -174,6 +174,12 @@ def test_an_end_at_each_byte_of_an_answer(sent: bytes) -> None:
         backend.die()
         start = max(each for each in starts if each <= at)
         came = client.take()
+        if not came:
+            # Of less than a message nothing is forwarded, so the read is tried once more.
+            assert start == 0 and not client.closed()
+            world.settle()
+            assert kinds(client.take()) == kinds(whole)
+            continue
         assert client.closed() and came.startswith(whole[:start])
         rest = came[start:]
         assert rest == whole[start:at] != b"" or kinds(rest) == "FATAL:08006"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.session.conftest import Clock
 from tests.session.fakes import World
 from tests.session.frontend import (
@@ -14,7 +12,6 @@ from tests.session.frontend import (
     error,
     execute,
     kinds,
-    message,
     parse,
     query,
     run,
@@ -131,104 +128,6 @@ def test_a_client_that_vanishes_while_it_waits_leaves_the_queue() -> None:
     assert world.pool("primary").waiters.length == 1
     client.vanish()
     assert world.pool("primary").waiters.length == 0
-
-
-READS = {
-    "query": (query("SELECT 1"), "T D C ZI"),
-    "unnamed": (run("SELECT 1"), "1 2 D C ZI"),
-    "named": (bind("s") + execute() + SYNC, "2 D C ZI"),
-}
-
-
-@pytest.mark.parametrize("how", READS)
-@pytest.mark.parametrize("words", ["", "FATAL"])
-def test_a_read_whose_server_dies_is_tried_once_more(world: World, how: str, words: str) -> None:
-    unit, answer = READS[how]
-    client = world.client()
-    client.ask(parse("s", "SELECT 1"), bind("s"), execute(), SYNC)
-    client.send(unit)
-    world.backends[0].die(words)
-    assert client.take() == b""
-    world.settle()
-    assert kinds(client.take()) == answer
-    assert len(world.backends) == 2
-    world.check()
-
-
-def test_a_read_is_not_tried_a_third_time(world: World) -> None:
-    client = world.client()
-    client.send(query("SELECT 1"))
-    world.open()
-    world.backends[0].die()
-    world.open()
-    world.backends[1].die()
-    answer = client.take()
-    assert kinds(answer) == "FATAL:08006"
-    assert "one:5432" in error(answer)["M"]
-    assert client.closed()
-
-
-@pytest.mark.parametrize(
-    "unit",
-    [
-        query(INSERT),
-        run(INSERT),
-        query("SELECT 1") + query("SELECT 2"),
-        query("SELECT unknown_function()"),
-        query("BEGIN") + query("SELECT 1"),
-        parse("", "SELECT 1") + bind() + execute() + FLUSH,
-        query("SELECT '" + "x" * 10_000 + "'"),
-    ],
-)
-@pytest.mark.parametrize("words", ["", "FATAL"])
-def test_a_server_that_dies_in_another_unit_ends_the_client_with_a_fatal_error(
-    world: World, unit: bytes, words: str
-) -> None:
-    client = world.client()
-    client.send(unit)
-    world.open()
-    world.backends[0].die(words)
-    answer = client.take()
-    assert kinds(answer) == "FATAL:08006"
-    assert "one:5432" in error(answer)["M"]
-    assert ("administrator command" in error(answer)["D"]) == (words != "")
-    assert client.closed()
-
-
-def test_a_read_of_which_something_was_answered_is_not_tried_again(world: World) -> None:
-    client = world.client()
-    client.ask(query("SELECT 0"))
-    client.send(run("SELECT 1"))
-    (backend,) = world.backends
-    backend.server.data_received(message(b"1") + message(b"2"))
-    backend.die("FATAL")
-    assert kinds(client.take()) == "1 2 FATAL:08006"
-
-
-def test_a_read_whose_first_row_came_is_not_tried_again(world: World) -> None:
-    client = world.client()
-    client.ask(query("SELECT 1"))
-    client.send(query("SELECT 2"))
-    (backend,) = world.backends
-    backend.server.data_received(message(b"T", b"\0\0"))
-    backend.die("FATAL")
-    assert kinds(client.take()) == "T FATAL:08006"
-
-
-def test_a_server_that_dies_while_nobody_uses_it_is_not_noticed(world: World) -> None:
-    client = world.client()
-    client.ask(query("SELECT 1"))
-    world.backends[0].die()
-    assert kinds(client.ask(query("SELECT 2"))) == "T D C ZI"
-
-
-def test_a_server_that_breaks_the_protocol_is_closed(world: World) -> None:
-    client = world.client()
-    client.send(query(INSERT))
-    world.open()
-    world.backends[0].server.data_received(b"D\xff\xff\xff\xff")
-    assert kinds(client.take()) == "FATAL:08006"
-    assert world.backends[0].transport.aborted
 
 
 # -- what the supervisor asks
