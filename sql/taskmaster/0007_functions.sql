@@ -1,6 +1,8 @@
 -- What applications call for tasks and workflows. These functions run as their caller: the policies decide.
 
 SET LOCAL ROLE sluice_owner;
+-- Nothing here touches rows, but the bodies of SQL functions are checked as queries of their owner.
+SET LOCAL row_security = on;
 
 CREATE FUNCTION taskmaster.create_task(title text, description text DEFAULT NULL, type text DEFAULT 'general',
     priority integer DEFAULT 5, project_id uuid DEFAULT NULL, workflow_id uuid DEFAULT NULL,
@@ -31,13 +33,14 @@ CREATE FUNCTION taskmaster.update_task_status(task_id uuid, new_status text, rea
 RETURNS taskmaster.tasks
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
-SET taskmaster.status_reason = ''
 AS $f$
 DECLARE
     changed taskmaster.tasks;
 BEGIN
+    -- For the trigger that logs the change; gone with the transaction, and before another change in it.
     PERFORM set_config('taskmaster.status_reason', coalesce(reason, ''), true);
     UPDATE taskmaster.tasks t SET status = new_status WHERE t.id = update_task_status.task_id RETURNING * INTO changed;
+    PERFORM set_config('taskmaster.status_reason', '', true);
     IF changed.id IS NULL THEN
         RAISE no_data_found USING MESSAGE = format('there is no task %s', task_id);
     END IF;

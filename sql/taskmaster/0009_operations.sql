@@ -1,6 +1,8 @@
 -- Metrics, calls of integrations, slow statements.
 
 SET LOCAL ROLE sluice_owner;
+-- Nothing here touches rows, but the bodies of SQL functions are checked as queries of their owner.
+SET LOCAL row_security = on;
 
 CREATE FUNCTION taskmaster.record_metric(metric_name text, metric_value double precision,
     metric_type text DEFAULT 'gauge', metric_unit text DEFAULT NULL, component text DEFAULT NULL,
