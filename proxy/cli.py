@@ -21,6 +21,7 @@ from proxy.errors import SluiceError
 if TYPE_CHECKING:
     from proxy.config import Config, Problem
     from proxy.keytool import Place
+    from proxy.migrate import Backup
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,7 +30,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 keys = typer.Typer(no_args_is_help=True, help="Make, list, revoke and rotate API keys.")
-migrate = typer.Typer(no_args_is_help=True, help="Apply, list and undo the bundled SQL.")
+migrate = typer.Typer(
+    no_args_is_help=True, help="Apply, list and undo the bundled SQL, and an application's own on top of it."
+)
 
 _WITHOUT_IT = "Without it: ./pgsluice.yaml where that exists and DB_NAME isn't set, else the DB_* variables."
 ConfigFile = Annotated[
@@ -70,6 +73,22 @@ Schemas = Annotated[
     typer.Option("--schema", metavar="NAME", help="A part of the bundled SQL; repeatable. [default: core]"),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the SQL instead of running it.")]
+OwnDirectory = Annotated[
+    Path | None,
+    typer.Option(
+        "--directory", metavar="DIR", help="An application's own migrations, DIR/BRANCH/NNNN_name.sql."
+    ),
+]
+NoBackup = Annotated[bool, typer.Option("--no-backup", help="Go on without a backup.")]
+BackupDirectory = Annotated[
+    Path, typer.Option("--backup-directory", metavar="DIR", help="Where a backup is written. [default: here]")
+]
+PgDump = Annotated[
+    str,
+    typer.Option(
+        "--pg-dump", metavar="FILE", envvar="PGSLUICE_PG_DUMP", help="pg_dump, not older than the server."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -277,43 +296,116 @@ app.add_typer(migrate, name="migrate")
 
 @migrate.command("up")
 def migrate_up(
-    dsn: AdminDsn = "", schema: Schemas = None, dry_run: DryRun = False, as_json: AsJson = False
+    dsn: AdminDsn = "",
+    schema: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--schema",
+            metavar="NAME",
+            help="A branch; repeatable. [default: core, and what --directory holds]",
+        ),
+    ] = None,
+    directory: OwnDirectory = None,
+    dry_run: DryRun = False,
+    no_backup: NoBackup = False,
+    backup_directory: BackupDirectory = Path(),
+    pg_dump: PgDump = "pg_dump",
+    as_json: AsJson = False,
 ) -> None:
-    """Apply what is missing."""
-    _migrate("up", dsn, branches=tuple(schema or ("core",)), dry_run=dry_run, as_json=as_json)
+    """Apply what is missing, each migration in a transaction.
+
+    Before steps that destroy data (DROP TABLE, TRUNCATE, DELETE without WHERE…) pg_dump makes a backup.
+
+    \b
+    Examples:
+      pgsluice migrate up --schema core --schema taskmaster
+      pgsluice migrate up --directory migrations
+      pgsluice migrate up --dry-run > up.sql && psql -X -f up.sql
+    """  # noqa: D301  \b keeps the lines as they are
+    branches, backup = tuple(schema or ()), _backup(no_backup, backup_directory, pg_dump)
+    _migrate(
+        "up", dsn, branches=branches, directory=directory, backup=backup, dry_run=dry_run, as_json=as_json
+    )
 
 
 @migrate.command("status")
-def migrate_status(dsn: AdminDsn = "", as_json: AsJson = False) -> None:
-    """List the migrations, applied and pending."""
-    _migrate("status", dsn, as_json=as_json)
+def migrate_status(dsn: AdminDsn = "", directory: OwnDirectory = None, as_json: AsJson = False) -> None:
+    """List the migrations, applied and pending.
+
+    \b
+    Example:
+      pgsluice migrate status --directory migrations --json
+    """  # noqa: D301  \b keeps the lines as they are
+    _migrate("status", dsn, directory=directory, as_json=as_json)
 
 
 @migrate.command("validate")
-def migrate_validate(dsn: AdminDsn = "", as_json: AsJson = False) -> None:
-    """Compare the files with what was applied; exits with 1 if they differ."""
-    _migrate("validate", dsn, as_json=as_json)
+def migrate_validate(dsn: AdminDsn = "", directory: OwnDirectory = None, as_json: AsJson = False) -> None:
+    """Compare the files with what was applied; exits with 1 if they differ.
+
+    Finds files that were changed, renamed or lost since, and an order that isn't theirs.
+
+    \b
+    Example:
+      pgsluice migrate validate --directory migrations
+    """  # noqa: D301  \b keeps the lines as they are
+    _migrate("validate", dsn, directory=directory, as_json=as_json)
 
 
 @migrate.command("rollback")
 def migrate_rollback(
-    version: Annotated[str, typer.Argument(metavar="VERSION", help="It stays; base leaves nothing.")],
+    version: Annotated[
+        str,
+        typer.Argument(
+            metavar="VERSION", help="It stays; base leaves nothing, BRANCH@base nothing of a branch."
+        ),
+    ],
     dsn: AdminDsn = "",
+    directory: OwnDirectory = None,
     dry_run: DryRun = False,
+    no_backup: NoBackup = False,
+    backup_directory: BackupDirectory = Path(),
+    pg_dump: PgDump = "pg_dump",
     as_json: AsJson = False,
 ) -> None:
-    """Undo what was applied after VERSION."""
-    _migrate("rollback", dsn, version=version, dry_run=dry_run, as_json=as_json)
+    """Undo what was applied after VERSION in its branch, and what depends on it; pg_dump makes a backup first.
+
+    \b
+    Examples:
+      pgsluice migrate rollback core_0003
+      pgsluice migrate rollback notes@base --directory migrations
+      pgsluice migrate rollback base --backup-directory /var/backups
+    """  # noqa: D301  \b keeps the lines as they are
+    _migrate(
+        "rollback",
+        dsn,
+        version=version,
+        directory=directory,
+        backup=_backup(no_backup, backup_directory, pg_dump),
+        dry_run=dry_run,
+        as_json=as_json,
+    )
 
 
 @migrate.command("create")
 def migrate_create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What it does, in a few words.")],
-    branch: Annotated[str, typer.Option(metavar="NAME", help="The part of the bundled SQL.")] = "core",
+    branch: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Its branch, a directory; else the only one of --directory."),
+    ] = None,
+    directory: OwnDirectory = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make the two files of a new migration."""
-    _migrate("create", "", branches=(branch,), name=name, as_json=as_json)
+    """Make the two files of a new migration, to be filled in.
+
+    \b
+    Examples:
+      pgsluice migrate create "first tables" --branch notes --directory migrations
+      pgsluice migrate create "add a colour" --directory migrations
+    """  # noqa: D301  \b keeps the lines as they are
+    branches = (branch,) if branch else ()
+    _migrate("create", "", name=name, branches=branches, directory=directory, as_json=as_json)
 
 
 def _migrate(action: str, dsn: str, **arguments: Any) -> None:
@@ -321,6 +413,13 @@ def _migrate(action: str, dsn: str, **arguments: Any) -> None:
         from proxy.migrate import run
 
         raise typer.Exit(run(action, dsn, **arguments))
+
+
+def _backup(left_out: bool, directory: Path, pg_dump: str) -> Backup | None:
+    with _told():
+        from proxy.migrate import Backup
+
+        return None if left_out else Backup(directory, pg_dump)
 
 
 @app.command()

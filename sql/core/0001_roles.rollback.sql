@@ -3,6 +3,7 @@ DROP TABLE sluice.schema_checksums;
 ALTER DEFAULT PRIVILEGES FOR ROLE sluice_owner, sluice_definer GRANT EXECUTE ON FUNCTIONS TO PUBLIC;
 
 REVOKE ALL ON SCHEMA sluice FROM sluice_definer, sluice_control, authenticated_users;
+ALTER TABLE sluice.schema_version OWNER TO CURRENT_USER;
 ALTER SCHEMA sluice OWNER TO CURRENT_USER;
 
 -- A role that has logins as members, or that owns or may do something in this or another database, stays.

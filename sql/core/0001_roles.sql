@@ -41,6 +41,8 @@ COMMENT ON ROLE sluice_readonly IS 'pgsluice: logins of pools that only read';
 COMMENT ON ROLE sluice_admin IS 'pgsluice: logins of pools for keys with the permission admin';
 
 ALTER SCHEMA sluice OWNER TO sluice_owner;
+-- Whoever may act as sluice_owner can migrate, not only who did it first.
+ALTER TABLE sluice.schema_version OWNER TO sluice_owner;
 GRANT USAGE ON SCHEMA sluice TO sluice_definer, sluice_control, authenticated_users;
 
 -- Without IN SCHEMA: a revocation for one schema cannot take away what the global default grants.
