@@ -1,0 +1,2 @@
+SET LOCAL ROLE sluice_definer;
+DROP FUNCTION taskmaster.seed_demo(text, text);
