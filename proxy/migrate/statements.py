@@ -3,7 +3,7 @@
 Destructive are, as PostgreSQL's own parser (pglast) reads them: DROP TABLE, SCHEMA, SEQUENCE, DATABASE and
 OWNED; any DROP … CASCADE; dropping a column or an attribute, or changing its type; TRUNCATE; DELETE and UPDATE
 without WHERE, also in a WITH; and MERGE that deletes. What stands in strings can't be parsed, so a DO block
-counts where it holds one of those words; calls of functions never do.
+counts where its text holds DROP TABLE and the like, TRUNCATE or DELETE FROM; calls of functions never do.
 """
 
 from __future__ import annotations
@@ -35,7 +35,11 @@ _ALWAYS: Final = {
     "DropdbStmt": "DROP DATABASE",
 }
 _UNBOUNDED: Final = {"DeleteStmt": "DELETE without WHERE", "UpdateStmt": "UPDATE without WHERE"}
-_IN_DO: Final = re.compile(r"(?i)\b(drop\s+(table|schema|column|owned)|truncate|delete|cascade)\b")
+# GRANT DELETE, TRUNCATE ON … and ON DELETE CASCADE are none.
+_IN_DO: Final = re.compile(
+    r"(?i)\b(drop\s+(?:table|schema|sequence|column|owned)|truncate\b(?!\s*(?:,|on\b))|delete\s+from"
+    r"|drop\b[^;]*\bcascade)\b"
+)
 # What a transaction of its own would need; savepoints may be used.
 _ENDS: Final = {
     enums.TransactionStmtKind.TRANS_STMT_BEGIN,
@@ -113,4 +117,4 @@ def _ways(kind: str, node: Any) -> Iterator[str]:
     elif kind == "DoStmt":
         body = " ".join(each.arg.sval for each in node.args if each.defname == "as")
         if found := _IN_DO.search(body):
-            yield f"{found[0].upper()} in a DO block"
+            yield f"{' '.join(found[0].upper().split())} in a DO block"

@@ -27,7 +27,7 @@ from proxy.migrate.statements import statements
         ("UPDATE a SET b = 1", "UPDATE without WHERE"),
         ("WITH gone AS (DELETE FROM a RETURNING *) INSERT INTO b SELECT * FROM gone", "DELETE without WHERE"),
         ("MERGE INTO a USING b ON a.i = b.i WHEN MATCHED THEN DELETE", "MERGE … DELETE"),
-        ("DO $$BEGIN EXECUTE 'drop  table a'; END$$", "DROP  TABLE in a DO block"),
+        ("DO $$BEGIN EXECUTE 'drop  table a'; END$$", "DROP TABLE in a DO block"),
         ("DO LANGUAGE plpgsql $$BEGIN TRUNCATE a; END$$", "TRUNCATE in a DO block"),
         ("DELETE FROM a WHERE b", ""),
         ("UPDATE a SET b = 1 WHERE c", ""),
@@ -40,6 +40,10 @@ from proxy.migrate.statements import statements
         ("CREATE TABLE a (b text DEFAULT 'DROP TABLE c')", ""),
         ("CREATE FUNCTION a() RETURNS void LANGUAGE sql AS 'DELETE FROM b'", ""),
         ("DO $$BEGIN PERFORM 1; END$$", ""),
+        ("DO $$BEGIN DROP TYPE a, b CASCADE; END$$", "DROP TYPE A, B CASCADE in a DO block"),
+        ("DO $$BEGIN DELETE FROM a; END$$", "DELETE FROM in a DO block"),
+        ("DO $$BEGIN GRANT TRUNCATE, DELETE ON a TO b; REVOKE TRUNCATE ON a FROM b; END$$", ""),
+        ("DO $$BEGIN ALTER TABLE a ADD FOREIGN KEY (b) REFERENCES c ON DELETE CASCADE; END$$", ""),
     ],
 )
 def test_what_destroys_data(tmp_path: Path, sql: str, destroys: str) -> None:
