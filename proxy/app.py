@@ -332,9 +332,12 @@ class Proxy:
 
     def _key_changed(self, key_id: str, key: Key | None) -> None:
         """End the sessions of a key that was revoked, has expired or may do something else now."""
+        if key is None or not key.valid(time.time()):
+            self.gate.buckets.pop(key_id, None)
         for session in self.sessions.of_key(key_id):
             if key is not None and key.valid(time.time()) and key.identity == session.key.identity:
                 session.key = key
+                session.bucket = self.gate.bucket(key)
                 session.routed = None
                 continue
             self.stats.revocations += 1
@@ -355,6 +358,7 @@ class Proxy:
                 ]
                 served.keys.recheck({session.key.id for session in sessions})
                 for session in sessions:
+                    session.note_usage()
                     if not session.key.valid(wall):
                         self._key_changed(session.key.id, None)
                     elif session.stalled(now, served.idle_in_transaction):

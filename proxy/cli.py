@@ -29,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-keys = typer.Typer(no_args_is_help=True, help="Make, list, revoke and rotate API keys.")
+keys = typer.Typer(no_args_is_help=True, help="Make, list, show, revoke and rotate API keys.")
 migrate = typer.Typer(
     no_args_is_help=True, help="Apply, list and undo the bundled SQL, and an application's own on top of it."
 )
@@ -229,7 +229,22 @@ def keys_list(
     with _told():
         from proxy import keytool
 
-        raise typer.Exit(keytool.show(_place(config, database, dsn), user, as_json))
+        raise typer.Exit(keytool.show_all(_place(config, database, dsn), user, as_json))
+
+
+@keys.command("show")
+def keys_show(
+    key_id: KeyId,
+    config: KeysConfigFile = None,
+    database: DatabaseName = None,
+    dsn: KeysDsn = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a key's state, limits and use, without its secret."""
+    with _told():
+        from proxy import keytool
+
+        raise typer.Exit(keytool.show(_place(config, database, dsn), key_id, as_json))
 
 
 @keys.command("revoke")
@@ -261,6 +276,23 @@ def keys_rotate(
         from proxy import keytool
 
         raise typer.Exit(keytool.rotate(_place(config, database, dsn), key_id, grace, as_json))
+
+
+@keys.command("rotate-signing")
+def keys_rotate_signing(
+    now: Annotated[
+        bool, typer.Option("--now", help="At once, with a gap of seconds: the key is known to others.")
+    ] = False,
+    config: KeysConfigFile = None,
+    database: DatabaseName = None,
+    dsn: KeysDsn = None,
+    as_json: AsJson = False,
+) -> None:
+    """Exchange the key that signs identities for a new one."""
+    with _told():
+        from proxy import keytool
+
+        raise typer.Exit(keytool.rotate_signing(_place(config, database, dsn), now, as_json))
 
 
 @app.command()

@@ -1,5 +1,7 @@
 """Make, list, revoke and rotate API keys over a connection of the control login, or of a key with `admin`.
 
+The control login may exchange the signing keys too.
+
 The functions of sql/core/0003_api_keys.sql do the work and check who calls; here they get types. Each of them
 raises asyncpg.InsufficientPrivilegeError (42501) for a caller that may not.
 """
@@ -18,7 +20,9 @@ import asyncpg
 _COLUMNS = """
     id, name, user_id, permissions::text AS permissions, default_pool,
     allowed_addresses::text[] AS allowed_addresses, rate_limit_per_minute, expires_at, revoked_at, created_at,
-    last_used_at, use_count, rotated_from
+    last_used_at, use_count, rotated_from,
+    (SELECT newer.id FROM sluice.api_keys newer WHERE newer.rotated_from = api_keys.id
+      ORDER BY newer.created_at DESC LIMIT 1) AS replaced_by
 """
 
 
@@ -39,6 +43,7 @@ class KeyInfo:
     last_used_at: datetime | None
     use_count: int
     rotated_from: str | None
+    replaced_by: str | None
 
 
 @dataclass(frozen=True)
@@ -86,12 +91,15 @@ async def create(
     return _new_key(made)
 
 
-async def list_keys(connection: asyncpg.Connection[Any], user_id: str | None = None) -> list[KeyInfo]:
-    """Return the keys of `user_id`, or all that the caller may see, oldest first."""
+async def list_keys(
+    connection: asyncpg.Connection[Any], user_id: str | None = None, key_id: str | None = None
+) -> list[KeyInfo]:
+    """Return the keys of `user_id`, the one called `key_id`, or all that the caller may see, oldest first."""
     rows = await connection.fetch(
-        f"SELECT {_COLUMNS} FROM sluice.api_keys"
-        " WHERE $1::text IS NULL OR user_id = $1 ORDER BY created_at, id",
+        f"SELECT {_COLUMNS} FROM sluice.api_keys WHERE ($1::text IS NULL OR user_id = $1)"
+        " AND ($2::text IS NULL OR id = $2) ORDER BY created_at, id",
         user_id,
+        key_id,
     )
     return [
         KeyInfo(
@@ -119,6 +127,14 @@ async def rotate(
     """
     made = await connection.fetchval("SELECT sluice.rotate_api_key($1, $2)::text", key_id, grace)
     return _new_key(made)
+
+
+async def rotate_signing(connection: asyncpg.Connection[Any], at_once: bool = False) -> str:
+    """Add a signing key, which the proxies change to, and return its kid; `at_once` deletes all others.
+
+    Raises asyncpg.ObjectNotInPrerequisiteStateError where the last exchange is not over.
+    """
+    return str(await connection.fetchval("SELECT sluice.rotate_signing_key($1)", at_once))
 
 
 def _new_key(made: str) -> NewKey:

@@ -7,9 +7,8 @@ standard error. Each function returns the exit code.
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,31 +16,19 @@ from typing import Any, TypeAlias, TypeVar
 
 import asyncpg
 from psycopg.conninfo import conninfo_to_dict
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from proxy import keys
+from proxy import keychecks, keys
 from proxy.auth.key import Key
 from proxy.auth.keyfile import append_key, read_keys
 from proxy.config import Config, Database
 from proxy.config.units import duration
 from proxy.errors import SluiceError
+from proxy.keyprint import print_json, print_list, print_new, print_one
 from proxy.transport.tls import ServerTls
 from proxy.upstream.control import for_asyncpg
 
 Result = TypeVar("Result")
 Connection: TypeAlias = "asyncpg.Connection[Any]"
-_COLUMNS = (
-    "id",
-    "name",
-    "user_id",
-    "permissions",
-    "default_pool",
-    "expires_at",
-    "revoked_at",
-    "last_used_at",
-)
 # libpq's names for what asyncpg calls otherwise, and those that both call the same.
 _ARGUMENTS = {"host": "host", "port": "port", "user": "user", "password": "password", "dbname": "database"}
 _TIMEOUT = 10.0
@@ -82,8 +69,15 @@ def create(
     expires: str | None,
     as_json: bool,
 ) -> int:
-    """Make a key and print it; `expires` is a duration from now, or a time."""
+    """Make a key and print it; `expires` is a duration from now, or a time.
+
+    Raises SluiceError with all that is wrong with the key.
+    """
     ends = _time(expires) if expires else None
+    permissions = list(dict.fromkeys(permissions))
+    wrong = keychecks.problems(name, user, permissions, pool, addresses, rate_limit, ends, datetime.now(UTC))
+    if wrong:
+        raise SluiceError("; ".join(wrong))
     limits: dict[str, Any] = {
         "default_pool": pool,
         "allowed_addresses": list(addresses),
@@ -92,16 +86,41 @@ def create(
     }
     if place.file is None:
         made = _on_table(place, lambda each: keys.create(each, name, user, permissions, **limits))
-        return _print_new(asdict(made), as_json)
+        print_new(asdict(made), as_json)
+        return 0
     try:
-        entry = append_key(place.file, name=name, user_id=user, permissions=list(permissions), **limits)
+        entry = append_key(place.file, name=name, user_id=user, permissions=permissions, **limits)
     except ValueError as error:
         raise SluiceError(str(error)) from None
-    return _print_new(entry, as_json)
+    print_new(entry, as_json)
+    return 0
 
 
-def show(place: Place, user: str | None, as_json: bool) -> int:
+def show_all(place: Place, user: str | None, as_json: bool) -> int:
     """Print the keys, or those of `user`."""
+    found = _found(place, user)
+    if as_json:
+        print_json(found)
+    else:
+        print_list(found)
+    return 0
+
+
+def show(place: Place, key_id: str, as_json: bool) -> int:
+    """Print all that is known of a key but its secret; the code is 1 if there is none of that id."""
+    for key in _found(place, None, key_id):
+        if as_json:
+            print_json(key)
+        else:
+            print_one(key)
+        return 0
+    print(f"pgsluice: there is no key {key_id}", file=sys.stderr)
+    return 1
+
+
+def _found(place: Place, user: str | None, key_id: str | None = None) -> list[dict[str, Any]]:
+    """Return the keys, of `user` or with that id where one is given, with their state."""
+    found: list[dict[str, Any]]
     if place.file is not None:
         found = [
             {
@@ -116,15 +135,14 @@ def show(place: Place, user: str | None, as_json: bool) -> int:
                 "revoked_at": _at(key.revoked_at),
             }
             for key in _file_keys(place.file)
-            if user is None or key.user_id == user
+            if user in (None, key.user_id) and key_id in (None, key.id)
         ]
     else:
-        found = [asdict(key) for key in _on_table(place, lambda each: keys.list_keys(each, user))]
-    if as_json:
-        print(_json(found))
-    else:
-        _print_table(found)
-    return 0
+        found = [asdict(key) for key in _on_table(place, lambda each: keys.list_keys(each, user, key_id))]
+    now = datetime.now(UTC)
+    for key in found:
+        key["state"] = keychecks.state(key["expires_at"], key["revoked_at"], key.get("replaced_by"), now)
+    return found
 
 
 def revoke(place: Place, key_id: str, as_json: bool) -> int:
@@ -132,7 +150,7 @@ def revoke(place: Place, key_id: str, as_json: bool) -> int:
     _refuse_file(place)
     done = _on_table(place, lambda connection: keys.revoke(connection, key_id))
     if as_json:
-        print(_json({"id": key_id, "revoked": done}))
+        print_json({"id": key_id, "revoked": done})
     elif done:
         print(f"{key_id} is revoked")
     else:
@@ -148,7 +166,23 @@ def rotate(place: Place, key_id: str, grace: str, as_json: bool) -> int:
     except ValueError as error:
         raise SluiceError(f"--grace: {error}") from None
     made = _on_table(place, lambda connection: keys.rotate(connection, key_id, period))
-    return _print_new(asdict(made), as_json)
+    print_new(asdict(made), as_json)
+    return 0
+
+
+def rotate_signing(place: Place, at_once: bool, as_json: bool) -> int:
+    """Have the proxies sign identities with a new key, without a gap; or `at_once`, with one."""
+    if place.file is not None:
+        raise SluiceError("signing keys are in a database with the bundled SQL; these keys are in a file")
+    kid = _on_table(place, lambda connection: keys.rotate_signing(connection, at_once))
+    if as_json:
+        print_json({"kid": kid, "at_once": at_once})
+    elif at_once:
+        print(f"signing key {kid} signs; all others are gone, and every claim by them")
+    else:
+        print(f"signing key {kid} will sign when every host has it and older transactions have ended;")
+        print("the others go when no claim by them can be good any more")
+    return 0
 
 
 def _on_table(place: Place, work: Callable[[Connection], Awaitable[Result]]) -> Result:
@@ -228,38 +262,3 @@ def _time(text: str) -> datetime:
 
 def _at(seconds: float) -> datetime | None:
     return datetime.fromtimestamp(seconds, UTC) if seconds else None
-
-
-def _print_new(made: Mapping[str, object], as_json: bool) -> int:
-    if as_json:
-        print(_json(made))
-        return 0
-    print(made["api_key"], flush=True)
-    permissions = made["permissions"]
-    assert isinstance(permissions, list | tuple)
-    rights = ", ".join(map(str, permissions)) or "no permissions"
-    print(f"shown this once; key {made['id']} of {made['user_id']}: {rights}", file=sys.stderr)
-    if made.get("rotated_from"):
-        print(f"{made['rotated_from']} stays valid until {made['old_key_expires_at']}", file=sys.stderr)
-    return 0
-
-
-def _print_table(found: Sequence[Mapping[str, object]]) -> None:
-    table = Table(*_COLUMNS, box=None, pad_edge=False)
-    for key in found:
-        table.add_row(*(Text(_cell(key.get(column))) for column in _COLUMNS))
-    Console(width=None if sys.stdout.isatty() else 1000).print(table)
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, datetime):
-        return f"{value:%Y-%m-%d %H:%M}"
-    if isinstance(value, list | tuple):
-        return " ".join(map(str, value))
-    return "" if value is None else str(value)
-
-
-def _json(value: object) -> str:
-    return json.dumps(
-        value, default=lambda each: each.isoformat() if isinstance(each, datetime) else str(each)
-    )

@@ -296,7 +296,23 @@ def test_keys_of_a_file_are_ended_there(command: str) -> None:
     ("options", "message"),
     [
         (["--expires", "soon"], "--expires: a duration (30d) or a time (2027-01-01) is needed, not soon"),
-        (["--address", "10.0.0.1/8"], "has host bits set"),
+        (["--permission", "tasks"], "--permission tasks: admin, or verb:area such as read:tasks"),
+        (["--permission", "Admin"], "--permission Admin: admin, or verb:area"),
+        (["--permission", "read:a b"], "--permission read:a b: "),
+        (["--pool", "fast"], "--pool fast: there are primary, readonly, priority, background, admin"),
+        (["--pool", "admin"], "--pool admin: needs the permission admin"),
+        (["--address", "here"], "--address here: a network such as 10.0.0.0/8"),
+        (["--rate-limit", "3000000000"], "--rate-limit: 1 to 2147483647 statements a minute"),
+        (["--expires", "2020-01-01"], "--expires: lies in the past"),
+        (["--name", ""], "--name: 1 to 200 characters"),
+        (
+            ["--pool", "fast", "--permission", "x"],
+            "verb:area such as read:tasks, of letters, digits and _ . * -; --pool fast",
+        ),
+        (
+            ["--address", "10.0.0.1/8"],
+            "--address 10.0.0.1/8: has bits behind its mask; 10.0.0.0/8 is that network",
+        ),
     ],
 )
 def test_keys_create_refuses(options: list[str], message: str) -> None:

@@ -9,15 +9,19 @@ _MINUTE: Final = 60.0
 
 @final
 class TokenBucket:
-    """Allows `per_minute` takes at once, and as many again, evenly, in each minute after."""
+    """Allows `per_minute` takes at once, and as many again, evenly, in each minute after.
+
+    Who takes several at once may, as long as there is one, and then waits until what is owed has come in: a text of
+    many statements passes whole, and the rate is kept all the same.
+    """
 
     def __init__(self, per_minute: int, now: float) -> None:
         self.per_minute = per_minute
         self._tokens: float = float(per_minute)
         self._filled = now
 
-    def take(self, now: float) -> float:
-        """Take one token; returns 0.0, or the seconds until there will be one, and then takes nothing.
+    def take(self, now: float, count: int = 1) -> float:
+        """Take `count` tokens; returns 0.0, or the seconds until there will be one, and then takes nothing.
 
         `now` is in seconds of a monotonic clock; a step back counts as no time.
         """
@@ -26,6 +30,6 @@ class TokenBucket:
             self._tokens = min(float(self.per_minute), self._tokens + (now - self._filled) * rate)
             self._filled = now
         if self._tokens >= 1.0:
-            self._tokens -= 1.0
+            self._tokens -= float(count)
             return 0.0
         return (1.0 - self._tokens) / rate if self.per_minute > 0 else _MINUTE

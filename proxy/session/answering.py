@@ -88,6 +88,7 @@ class Answering(SessionState):
                 self._took_effect(server, intent)
             if reply.statement is not None:
                 reply.statement.proven = True
+        self.uses += 1
         database = self.database
         route = self.route
         if not route.log_part:
@@ -120,6 +121,7 @@ class Answering(SessionState):
 
     def record_begin(self, pool: Pool, begin: Intent) -> None:
         """Record a BEGIN that was answered before it was sent."""
+        self.uses += 1
         database = self.database
         route = self.route
         if not route.log_part:

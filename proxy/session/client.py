@@ -433,6 +433,7 @@ class ClientLogin(asyncio.Protocol):
         greeting += [parameter_status(name, value) for name, value in reports.items()]
         greeting += [backend_key_data(session.pid, session.secret), READY_IDLE]
         database.stats.logins += 1
+        database.usage.add(session.key.id, 0, time.time())
         database.access.event("login", time.time(), session.log_part)
         self._transport.set_write_buffer_limits(HIGH_WATER)
         self._transport.set_protocol(session)  # type: ignore[arg-type]

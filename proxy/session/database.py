@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Protocol, final
 
+from proxy.auth.usage import Usage
 from proxy.observe.record import AccessBuffer
 from proxy.observe.stats import ProxyStats
 from proxy.query.cache import IntentCache
@@ -40,6 +41,7 @@ class Database:
         self.intents = intents
         self.statements = StatementCache()
         self.profiles = Profiles()
+        self.usage = Usage()
         self.access = access
         self.stats = stats
         # The wall clock's lead over the monotonic one, and the servers' over ours, in seconds.

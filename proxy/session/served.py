@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from proxy import config as model
-from proxy.auth.identity import Signer, SigningKey
 from proxy.auth.key import Key
 from proxy.auth.keystore import FileKeyStore, KeyStore
 from proxy.errors import ClientError, NoPrimary, UpstreamUnavailable
@@ -24,6 +23,8 @@ from proxy.query.cache import IntentCache
 from proxy.query.functions import SNAPSHOT_QUERY, FunctionCatalog
 from proxy.query.intent import Intent
 from proxy.session.database import Database
+from proxy.session.signing import Signing
+from proxy.session.usage import write_usage
 from proxy.tasks import spawn, stop
 from proxy.transport.tls import ServerTls, TlsError
 from proxy.upstream.cluster import LEAST_CONNECTIONS, RANDOM, ROUND_ROBIN, Cluster, Host
@@ -44,13 +45,13 @@ SELECT id, name, user_id, permissions, secret_sha256, scram_verifier, default_po
   FROM sluice.api_keys WHERE id = $1
 """
 
-_FETCH_SIGNING_KEYS = "SELECT kid, ipad, opad FROM sluice.signing_keys ORDER BY created_at DESC LIMIT 1"
-
 _ENSURE_PARTITIONS = "SELECT sluice.ensure_partitions()"
 
 _REFRESH_FUNCTIONS = 300.0
 _REFRESH_PARTITIONS = 6 * 3600.0
-_REFRESH_SIGNER = 30.0
+_REFRESH_SIGNER = 5.0
+_WRITE_USAGE = 5.0
+_LAST_USAGE = 2.0
 _RETRY = 1.0
 _MAINTENANCE = 0.1
 
@@ -109,6 +110,7 @@ class Served:
         self._logs_to_table = config.access_log.sinks.count("table") > 0
         self._functions: frozenset[tuple[str, str, str]] = frozenset()
         self._listens = config.auth.keys == "database"
+        self._signing = Signing(self.database, self.controls)
         self._tasks: list[asyncio.Task[Any]] = []
 
     # -- life
@@ -117,6 +119,8 @@ class Served:
         """Find out who is who, read functions and signing key, and keep all that current."""
         await self.health.probe()
         kept = [(self._refresh_functions, _REFRESH_FUNCTIONS), (self._refresh_signer, _REFRESH_SIGNER)]
+        if self._listens:
+            kept.append((self._write_usage, _WRITE_USAGE))
         if self._logs_to_table:
             kept.append((self._ensure_partitions, _REFRESH_PARTITIONS))
         for refresh, _ in kept:
@@ -163,6 +167,10 @@ class Served:
     async def stop(self) -> None:
         """End the tasks and close every server connection that is idle."""
         await stop(*self._tasks)
+        if self._listens:
+            with contextlib.suppress(ClientError, TimeoutError):
+                async with asyncio.timeout(_LAST_USAGE):
+                    await self._write_usage()
         for pool in self.pools():
             pool.drain()
 
@@ -210,14 +218,12 @@ class Served:
     async def _refresh_signer(self) -> None:
         self.database.server_offset = self.health.server_offset
         self.database.wall_offset = time.time() - time.monotonic()
-        if not self._signed:
-            return
-        async with self._any_control().connection() as connection:
-            rows = await connection.fetch(_FETCH_SIGNING_KEYS)
-        if not rows:
-            raise UpstreamUnavailable(extra="sluice.signing_keys is empty; run `pgsluice setup`")
-        key = SigningKey(rows[0]["kid"], rows[0]["ipad"], rows[0]["opad"])
-        self.database.signer = Signer(key)
+        if self._signed:
+            await self._signing.refresh()
+
+    async def _write_usage(self) -> None:
+        """Write back what keys were used for; what is under way counts next time."""
+        await write_usage(self.database.usage, self._primary_control)
 
     async def _ensure_partitions(self) -> None:
         """Make the access log's partitions of the next days: a row without one would be refused."""

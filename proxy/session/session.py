@@ -27,6 +27,7 @@ from proxy.query.intent import DDL, READ, Intent
 from proxy.query.prepared import Statement
 from proxy.query.route import pool_problem, refusal
 from proxy.session.collect import read_message
+from proxy.session.deferral import NONE
 from proxy.session.lending import Lending
 from proxy.session.renaming import Edit, rewrite
 from proxy.session.state import FOR_CLIENT, FOR_IDLE
@@ -322,8 +323,8 @@ class Session(Lending):
             if problem:
                 return InvalidParameter(problem)
         bucket = self.bucket
-        if bucket is not None:
-            wait = bucket.take(now)
+        if bucket is not None and not self._leaves(intent):
+            wait = bucket.take(now, intent.statements if intent.statements > 1 else 1)
             if wait > 0.0:
                 error = RateLimitExceeded(
                     extra=f"limit={key.rate_limit_per_minute} per minute",
@@ -332,6 +333,10 @@ class Session(Lending):
                 self._denied(intent, error)
                 return error
         return None
+
+    def _leaves(self, intent: Intent) -> bool:
+        """Tell whether a statement only ends the transaction: refused, it would hold the server connection longer."""
+        return intent.ends and intent.statements == 1 and (self.in_transaction or self.deferral != NONE)
 
     def _may_drop(self, intent: Intent) -> bool:
         """Tell whether a DROP may mean the session's own temporary table; of another's PostgreSQL refuses it."""

@@ -83,6 +83,8 @@ class SessionState(Borrower):
         self.log_part = log_part
         self.bucket: TokenBucket | None = bucket
         self.asked_pool = asked_pool
+        # Statements that were answered since they were last added to the key's usage.
+        self.uses: i64 = 0
         self.startup_profile = profile
         self.profile = profile
         self.statements = ClientStatements()
@@ -167,6 +169,14 @@ class SessionState(Borrower):
     def go_on(self, now: float) -> None:
         """Work on what was kept while the session waited."""
         raise AssertionError
+
+    def note_usage(self) -> None:
+        """Add what the session did since the last time to its key's usage."""
+        uses = self.uses
+        if uses > 0:
+            self.uses = 0
+            database = self.database
+            database.usage.add(self.key.id, uses, self.active_at + database.wall_offset)
 
     def forward(self, data: bytes) -> None:
         """Send bytes to the client."""
@@ -286,6 +296,7 @@ class SessionState(Borrower):
         if self.ended:
             return
         self.ended = True
+        self.note_usage()
         self.transport.close()
         if self.waits & FOR_SERVER != 0 and self.pool is not None:
             self.pool.leave(self)

@@ -10,17 +10,21 @@ CREATE TABLE sluice.signing_keys (
     ipad bytea NOT NULL CHECK (octet_length(ipad) = 64),
     opad bytea NOT NULL CHECK (octet_length(opad) = 64),
     compare_key bytea NOT NULL CHECK (octet_length(compare_key) = 16),
-    created_at timestamptz NOT NULL DEFAULT now()
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    signed_until timestamptz
 );
-COMMENT ON TABLE sluice.signing_keys IS 'Keys of the signed identity, by kid; the newest one signs';
+COMMENT ON TABLE sluice.signing_keys IS
+    'Keys of the signed identity, by kid; the newest one that every host has replayed signs, all of them verify';
 COMMENT ON COLUMN sluice.signing_keys.kid_bytes IS
     'kid as the claim carries it; without an index, so that one small page is simply scanned';
 COMMENT ON COLUMN sluice.signing_keys.ipad IS 'key XOR 0x36…, 64 bytes';
 COMMENT ON COLUMN sluice.signing_keys.opad IS 'key XOR 0x5c…, 64 bytes';
 COMMENT ON COLUMN sluice.signing_keys.compare_key IS
     'keys the hashes that are compared instead of the macs, so that timing tells nothing; of no use to a signer';
-GRANT SELECT, INSERT ON sluice.signing_keys TO sluice_definer;
-GRANT SELECT ON sluice.signing_keys TO sluice_control;
+COMMENT ON COLUMN sluice.signing_keys.signed_until IS
+    'until when claims that proxies sign with it may hold; each proxy moves it on before it signs';
+GRANT SELECT, INSERT, DELETE ON sluice.signing_keys TO sluice_definer;
+GRANT SELECT, UPDATE (signed_until) ON sluice.signing_keys TO sluice_control;
 
 GRANT CREATE ON SCHEMA sluice TO sluice_definer;
 SET LOCAL ROLE sluice_definer;
@@ -58,6 +62,50 @@ BEGIN
 END
 $f$;
 COMMENT ON FUNCTION sluice.create_signing_key() IS 'Add a random signing key and return its kid';
+
+CREATE FUNCTION sluice.rotate_signing_key(at_once boolean DEFAULT false) RETURNS text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET client_min_messages = notice
+SET debug_print_parse = off SET debug_print_rewritten = off SET debug_print_plan = off
+AS $f$
+DECLARE
+    new_kid text;
+BEGIN
+    IF NOT at_once AND (SELECT count(*) FROM sluice.signing_keys) > 1 THEN
+        RAISE object_not_in_prerequisite_state USING
+            MESSAGE = 'the last rotation of the signing keys is not over',
+            HINT = 'The old key goes once no claim of it can be good; rotate at once if it is known to others.';
+    END IF;
+    new_kid := sluice.create_signing_key();
+    IF at_once THEN
+        DELETE FROM sluice.signing_keys WHERE kid <> new_kid;
+    END IF;
+    RETURN new_kid;
+END
+$f$;
+COMMENT ON FUNCTION sluice.rotate_signing_key(boolean) IS
+    'Add a signing key, for the proxies to change to without a gap, and return its kid; at_once deletes the others: '
+    'until its proxy and replica have the new key, nobody is anybody';
+
+CREATE FUNCTION sluice.retire_signing_key(old_kid text) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET client_min_messages = notice
+SET debug_print_parse = off SET debug_print_rewritten = off SET debug_print_plan = off
+AS $f$
+BEGIN
+    -- A key that no proxy ever signed with may be about to: it gets an hour.
+    DELETE FROM sluice.signing_keys
+    WHERE kid = old_kid
+      AND coalesce(signed_until, created_at + interval '1 hour') < now()
+      AND created_at < (SELECT max(newer.created_at) FROM sluice.signing_keys newer
+                        WHERE newer.signed_until IS NOT NULL);
+    RETURN FOUND;
+END
+$f$;
+COMMENT ON FUNCTION sluice.retire_signing_key(text) IS
+    'Delete a signing key that no claim can be good by any more, while a newer one signs; false where that is not so';
 
 CREATE FUNCTION sluice.decode_claim_field(field text) RETURNS text
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
@@ -148,10 +196,12 @@ COMMENT ON FUNCTION sluice.has_permission(text) IS
     'Tell whether the verified claim holds the permission; false without a claim that holds';
 
 REVOKE ALL ON FUNCTION sluice.hmac_pad(bytea, text), sluice.create_signing_key(),
-    sluice.decode_claim_field(text), sluice.current_user_id(), sluice.current_user_id(text),
+    sluice.rotate_signing_key(boolean), sluice.retire_signing_key(text), sluice.decode_claim_field(text), sluice.current_user_id(), sluice.current_user_id(text),
     sluice.current_key_id(), sluice.has_permission(text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION sluice.current_user_id(), sluice.current_user_id(text), sluice.current_key_id(),
     sluice.has_permission(text) TO authenticated_users;
+-- Whoever reads these keys can sign as anybody: that the control login may exchange them adds nothing to it.
+GRANT EXECUTE ON FUNCTION sluice.rotate_signing_key(boolean), sluice.retire_signing_key(text) TO sluice_control;
 
 SET LOCAL ROLE sluice_owner;
 REVOKE CREATE ON SCHEMA sluice FROM sluice_definer;

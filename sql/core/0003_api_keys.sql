@@ -23,7 +23,7 @@ CREATE TABLE sluice.api_keys (
     last_used_at timestamptz,
     use_count bigint NOT NULL DEFAULT 0,
     rotated_from text REFERENCES sluice.api_keys ON DELETE SET NULL
-);
+) WITH (fillfactor = 70);  -- last_used_at and use_count change often, and no index has them: such rows stay in their page
 CREATE INDEX api_keys_user_id_idx ON sluice.api_keys (user_id);
 CREATE INDEX api_keys_rotated_from_idx ON sluice.api_keys (rotated_from) WHERE rotated_from IS NOT NULL;
 COMMENT ON TABLE sluice.api_keys IS 'API keys; their users see their own without what proves the secret';

@@ -50,3 +50,11 @@ def test_never_more_than_the_limit_and_its_refill(per_minute: int, steps: list[f
         now += step
         taken += bucket.take(now) == 0.0
     assert taken <= per_minute * (1 + now / 60) + 1e-6
+
+
+def test_who_takes_several_waits_until_they_are_paid() -> None:
+    bucket = TokenBucket(60, 0.0)
+    assert bucket.take(0.0, 150) == 0.0
+    assert bucket.take(0.0) == pytest.approx(91.0)
+    assert bucket.take(90.5) == pytest.approx(0.5)
+    assert bucket.take(91.0) == 0.0

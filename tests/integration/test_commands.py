@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -52,13 +53,28 @@ def test_a_key_from_its_making_to_its_end(config: str) -> None:
     (listed,) = as_json("keys", "list", "--user", "cli@example.com", *at)
     assert (listed["id"], listed["name"], listed["permissions"]) == (made["id"], "reports", ["read:tasks"])
     assert (listed["allowed_addresses"], listed["rate_limit_per_minute"]) == (["10.0.0.0/8"], 60)
+    assert (listed["state"], listed["use_count"], listed["last_used_at"]) == ("active", 0, None)
     assert made["id"] in run("keys", "list", *at).stdout
 
     rotated = as_json("keys", "rotate", made["id"], "--grace", "1h", *at)
     assert rotated["rotated_from"] == made["id"]
     assert rotated["permissions"] == ["read:tasks"]
 
+    shown = as_json("keys", "show", made["id"], *at)
+    assert (shown["state"], shown["replaced_by"]) == ("rotating", rotated["id"])
+    until = datetime.fromisoformat(shown["expires_at"])
+    assert f"rotating until {until:%Y-%m-%d %H:%M}" in run("keys", "show", made["id"], *at).stdout
+    assert f"rotating until {until:%Y-%m-%d %H:%M}" in run("keys", "list", *at).stdout
+    assert as_json("keys", "show", rotated["id"], *at)["state"] == "active"
+
     assert as_json("keys", "revoke", made["id"], *at) == {"id": made["id"], "revoked": True}
+    assert as_json("keys", "show", made["id"], *at)["state"] == "revoked"
+    missing = run("keys", "show", "ctm_ab12cd34ef56", *at)
+    assert (missing.exit_code, missing.stdout, missing.stderr) == (
+        1,
+        "",
+        "pgsluice: there is no key ctm_ab12cd34ef56\n",
+    )
     again = run("keys", "revoke", made["id"], *at)
     assert (again.exit_code, again.stderr) == (
         1,
@@ -78,8 +94,8 @@ def test_a_new_key_stands_alone_on_standard_output(config: str) -> None:
     ("arguments", "message"),
     [
         (["keys", "rotate", "ctm_ab12cd34ef56"], "there is no valid API key ctm_ab12cd34ef56"),
-        (["keys", "create", "--user", "a|b"], "api_keys"),
-        (["keys", "create", "--user", "a", "--expires", "2020-01-01"], "expires_at lies in the past"),
+        (["keys", "create", "--user", "a|b"], '--user: 1 to 320 characters, without "|"'),
+        (["keys", "create", "--user", "a", "--expires", "2020-01-01"], "--expires: lies in the past"),
     ],
 )
 def test_what_the_database_refuses_is_told(config: str, arguments: list[str], message: str) -> None:

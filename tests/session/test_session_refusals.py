@@ -156,6 +156,82 @@ def test_without_a_primary_a_write_is_refused_and_a_read_is_served() -> None:
     assert kinds(answer) == "E:57P03 ZI T D C ZI"
 
 
+# -- rate limit
+
+
+@pytest.mark.parametrize("way", [query, run])
+def test_over_the_rate_an_open_transaction_fails_and_can_be_left(
+    clock: Clock, way: Callable[[str], bytes]
+) -> None:
+    world = World()
+    client = world.client(rate=2)
+    client.ask(way("BEGIN"), way(INSERT))
+    answer = client.ask(way("SELECT 1"))
+    assert kinds(answer).endswith("E:53400 ZE")
+    assert error(answer)["H"] == "Try again in 30.0 seconds."
+    (backend,) = world.backends
+    assert backend.status == "E"
+    # To leave is free: the server connection is needed by others.
+    assert tags(client.ask(way("COMMIT"))) == ["ROLLBACK"]
+    assert INSERT not in backend.committed
+    assert kinds(client.ask(way("COMMIT"))) == "E:53400 ZI"
+    clock.now += 30.0
+    assert kinds(client.ask(way(READ))).endswith("C ZI")
+    world.check()
+
+
+def test_over_the_rate_a_transaction_that_no_server_knows_of_fails_too(clock: Clock) -> None:
+    world = World()
+    client = world.client(rate=1)
+    assert kinds(client.ask(query("BEGIN"))) == "C ZT"
+    assert kinds(client.ask(query(INSERT))) == "E:53400 ZE"
+    assert tags(client.ask(query("ROLLBACK"))) == ["ROLLBACK"]
+    assert not any(INSERT in backend.sql for backend in world.backends)
+
+
+def test_over_the_rate_nothing_of_a_pipeline_commits(clock: Clock) -> None:
+    world = World()
+    client = world.client(rate=2)
+    steps = [parse("", INSERT), bind(), execute()]
+    answer = client.ask(*steps, *steps, *steps, *steps, SYNC)
+    assert kinds(answer).endswith("E:53400 ZI")
+    assert kinds(answer).count("E:") == 1
+    (backend,) = world.backends
+    assert INSERT not in backend.committed
+    # What has Syncs of its own stands by itself.
+    clock.now += 60.0
+    assert kinds(client.ask(run(INSERT), run(INSERT), run(INSERT), run(INSERT))) == (
+        "1 2 C ZI 1 2 C ZI 1 2 E:53400 ZI 1 2 E:53400 ZI"
+    )
+    assert backend.committed.count(INSERT) == 2
+
+
+def test_each_statement_of_a_text_counts(clock: Clock) -> None:
+    world = World()
+    client = world.client(rate=3)
+    assert kinds(client.ask(query("SELECT 1; SELECT 2; SELECT 3; SELECT 4; SELECT 5"))).endswith("ZI")
+    answer = client.ask(query("SELECT 1"))
+    assert kinds(answer) == "E:53400 ZI"
+    assert error(answer)["H"] == "Try again in 60.0 seconds."
+
+
+def test_answered_statements_are_counted_for_the_key_whether_they_fail_or_not(world: World) -> None:
+    client = world.client()
+    world.failing["broken"] = "22012"
+    client.ask(
+        query(READ), run(INSERT), query("SELECT broken"), query("BEGIN"), query(INSERT), query("COMMIT")
+    )
+    client.ask(query("SET sluice.identity = 'bob'"))
+    usage = world.database.usage
+    assert usage.take(9) == []
+    client.session.note_usage()
+    ((key_id, statements, _),) = usage.take(9)
+    assert (key_id, statements) == (client.session.key.id, 6)
+    client.ask(query(READ))
+    client.vanish()
+    assert [use.statements for use in usage.take(9)] == [1]
+
+
 # -- choosing a pool
 
 
