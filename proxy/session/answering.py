@@ -20,9 +20,9 @@ from proxy.query.naming import PREPARE as PREPARE_STEP
 from proxy.query.parameters import HIDDEN
 from proxy.query.prepared import Statement
 from proxy.query.route import pool_problem
-from proxy.session.collect import ClientStatements
-from proxy.session.renaming import Edit, Step, tag_of
-from proxy.session.sending import BEGIN, UNNAMED
+from proxy.session.collect import NO_STATEMENT, ClientStatements
+from proxy.session.renaming import Edit, Step, in_clients_name, tag_of
+from proxy.session.sending import BEGIN, EDITED, UNNAMED
 from proxy.session.settings import LASTING, Look, probed
 from proxy.session.state import (
     FOR_IDLE,
@@ -155,7 +155,9 @@ class Answering(SessionState):
             label = server.label
             server.forget_session()
             server.label = label
+            unnamed = self.statements.unnamed
             self.statements = ClientStatements()
+            self.statements.unnamed = unnamed
             self.profile = self.startup_profile
             self._choose_pool()
             self._unpin(server, [pin for pin in self.pins if pin not in LASTING])
@@ -229,13 +231,18 @@ class Answering(SessionState):
                 server.drop(step.statement)
 
     def retold(self, reply: Reply, error: bytes) -> bytes:
-        """Tell an error of a rewritten text in the client's own names."""
-        if not isinstance(reply, Message) or reply.edit is None:
+        """Tell an error of a rewritten text, or of a statement under the server's name, in the client's own names."""
+        if not isinstance(reply, Message):
+            return error
+        statement = reply.statement
+        if statement is not None and (reply.name or reply.edit is not None):
+            error = in_clients_name(error, EDITED if reply.edit is not None else statement.name, reply.name)
+        if reply.edit is None:
             return error
         return b"" if reply.edit.failed else reply.edit.retell(error)
 
-    def undone(self, reply: Reply) -> None:
-        """Take back what a Parse or Close that failed, or was never sent, had changed."""
+    def undone(self, reply: Reply, later: Reply | None) -> None:
+        """Take back what a Parse, Close or Query that was skipped, or a Parse that failed, had changed."""
         server = self.server
         if isinstance(reply, Message):
             if reply.edit is not None:
@@ -245,6 +252,7 @@ class Answering(SessionState):
                     return
                 if not reply.name:
                     self._forget_unnamed()
+                    self._restore_unnamed(reply, later)
                     return
                 self.statements.drop(reply.name)
                 if reply.prepares and reply.statement is not None and server is not None:
@@ -252,6 +260,8 @@ class Answering(SessionState):
             elif reply.kind == CLOSE and reply.name and reply.statement is not None:
                 self.statements.drop(reply.name)
                 self.statements.put(reply.name, reply.statement)
+            else:
+                self._restore_unnamed(reply, later)
             return
         subject = reply.subject
         if subject is UNNAMED:
@@ -267,6 +277,30 @@ class Answering(SessionState):
         """Note that the server's unnamed statement is not what it was to become: it is parsed again where needed."""
         if self.server is not None:
             self.server.unnamed = None
+
+    def _restore_unnamed(self, message: Message, later: Reply | None) -> None:
+        """Make the unnamed statement what it was before `message`; or none, where a Parse has failed itself.
+
+        What changes it behind `message`, be it sent or not, is told so: it may be undone as well.
+        """
+        before = message.subject
+        if before is None:
+            return
+        if message.sqlstate:
+            before = NO_STATEMENT
+        while later is not None:
+            if later.subject is not None and isinstance(later, Message):
+                later.subject = before
+                return
+            later = later.next
+        unit = self.held_unit if self.held_unit is not None else self.unit
+        unsent = unit.first
+        while unsent is not None:
+            if unsent.subject is not None:
+                unsent.subject = before
+                return
+            unsent = unsent.following
+        self.statements.unnamed = before if isinstance(before, Statement) else None
 
     def shows(self, name: bytes, value: bytes) -> bytes | None:
         """Return what the client is to see of this ParameterStatus: only what changes for itself."""
@@ -346,6 +380,8 @@ class Answering(SessionState):
             return
         self.kept = None
         self.prelude_under_way = False
+        if self.statements.unsettled:
+            self.statements.unsettled.clear()
         if self.held_unit is None:
             self.edit = None
         if self.repeatable:

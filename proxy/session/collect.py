@@ -30,13 +30,20 @@ from proxy.wire.codes import (
 from proxy.wire.messages import cstring_end
 from proxy.wire.replies import BIND, CLOSE, DESCRIBE, EXECUTE, NOTHING, PARSE, SYNC
 
-_STATEMENT: Final = 0x53  # S, as opposed to P for a portal
+STATEMENT: Final = 0x53
+"""S: what a Describe or Close is about, as opposed to P for a portal."""
+
+NO_STATEMENT: Final = b""
+"""The subject of a message that changes the unnamed statement, where there was none before."""
 
 MAX_STATEMENTS: Final = 10_000
 """Prepared statements that one client may name; each costs some 200 bytes beside its text, which is shared."""
 
 MAX_STATEMENT_BYTES: Final = 16 * 1024 * 1024
 """Their texts together: they are shared, but for those that no other client uses."""
+
+_MAX_UNSETTLED: Final = 63
+"""Bytes of a name of which it is known that it is not certain: PostgreSQL's names have no more (NAMEDATALEN)."""
 
 MAX_PORTALS: Final = 10_000
 """Portals that one client may name within a transaction."""
@@ -70,6 +77,8 @@ class ClientStatements:
         self.unnamed_portal: Statement | None = None
         # Names whose statements others have prepared before, and that were not used yet.
         self.unproven: set[bytes] = set()
+        # Names that a Parse or Close has changed which may still turn out to be skipped.
+        self.unsettled: set[bytes] = set()
         # Portals of rewritten texts.
         self.edits: dict[bytes, Edit] = {}
 
@@ -88,6 +97,16 @@ class ClientStatements:
         if statement is not None:
             self.named_bytes -= len(statement.sql)
             self.unproven.discard(name)
+
+    def unsettle(self, name: bytes) -> None:
+        """Note that what `name` stands for is not certain until what is under way is answered."""
+        if len(name) <= _MAX_UNSETTLED and len(self.unsettled) < MAX_STATEMENTS:
+            self.unsettled.add(name)
+
+    def name_nothing(self, message: Message) -> None:
+        """Leave no statement unnamed, as `message` has it."""
+        message.subject = self.unnamed if self.unnamed is not None else NO_STATEMENT
+        self.unnamed = None
 
     def admit(self, edit: Edit) -> None:
         """Raise TooManyStatements or FeatureNotSupported where the client can't have what a text prepares by SQL."""
@@ -183,7 +202,7 @@ def read_message(
             raise ProtocolViolation("invalid Describe or Close message")
         name = data[body + 1 : name_end]
         target: i64 = data[body]
-        if target != _STATEMENT:
+        if target != STATEMENT:
             if target != 0x50:
                 raise ProtocolViolation("invalid subtype of a Describe or Close message")
             return Message(kind, owed, data, start, end, None)
@@ -192,9 +211,11 @@ def read_message(
         message.name = name
         if kind == FE_CLOSE:
             if name:
-                statements.drop(name)
+                if statement is not None:
+                    statements.drop(name)
+                    statements.unsettle(name)
             else:
-                statements.unnamed = None
+                statements.name_nothing(message)
         elif statement is None:
             message.error = _undefined(name)
         return message
@@ -239,6 +260,7 @@ def _parse(
     message = Message(FE_PARSE, PARSE, data, start, end, statement)
     message.name = name
     if not name:
+        message.subject = statements.unnamed if statements.unnamed is not None else NO_STATEMENT
         statements.unnamed = statement
         statements.last_unnamed = statement
         statements.last_generation = intents.generation
@@ -249,6 +271,7 @@ def _parse(
         message.error = statements.problem(len(sql))
         if message.error is None:
             statements.put(name, statement)
+            statements.unsettle(name)
             if statement.proven:
                 statements.unproven.add(name)
     return message

@@ -27,7 +27,7 @@ from proxy.session.deferral import (
 )
 from proxy.session.preparing import Preparing
 from proxy.session.retry import anew, failed, may_try_again
-from proxy.session.sending import Writer, write_begin, write_unit
+from proxy.session.sending import Writer, undo, write_begin, write_unit
 from proxy.session.settings import probed
 from proxy.session.state import FOR_CLIENT, FOR_IDLE, FOR_REPLIES, FOR_SERVER, FOR_SOCKET, FOR_SWEEP
 from proxy.session.unit import Unit
@@ -54,7 +54,7 @@ from proxy.wire.messages import (
     READY_IN_TRANSACTION,
     SYNC,
 )
-from proxy.wire.replies import SKIP, Reply
+from proxy.wire.replies import FORWARD, SKIP, Reply
 from proxy.wire.replies import SYNC as SYNC_REPLY
 
 MAX_REPLIES: Final = 10_000
@@ -269,11 +269,13 @@ class Lending(Preparing):
 
     def _send(self, server: Server, unit: Unit, now: float) -> None:
         """Send `unit`, behind whatever the server connection lacks, in one write."""
+        if server.replies.skipping:
+            self._skip(server, unit)
+            return
         out = self.out
         begin = self.begin
         idle = (
-            not ((self.in_transaction and begin is None) or self.awaits_sync or server.replies.skipping)
-            and server.replies.head is None
+            not ((self.in_transaction and begin is None) or self.awaits_sync) and server.replies.head is None
         )
         if idle and unit.special and not self._foresee(server, unit, now):
             return
@@ -335,7 +337,7 @@ class Lending(Preparing):
             # A Flush alone begins nothing: psycopg sends one behind the Sync of each pipeline.
             self.awaits_sync = True
         halts = unit.halts or decides or len(self.repeatable) > 0
-        if unit.halts and self.awaits_sync and ended != FE_QUERY and not server.replies.skipping:
+        if unit.halts and self.awaits_sync and ended != FE_QUERY:
             # What follows waits for the answer: names, and what the server holds, may change.
             if unit.sweeps:
                 self._write_back(server, out, now)
@@ -356,6 +358,18 @@ class Lending(Preparing):
                 server.crowded = True
         if self.waits & FOR_CLIENT != 0:
             server.pause_reading()
+
+    def _skip(self, server: Server, unit: Unit) -> None:
+        """Send nothing of `unit` but its Sync: behind an error the server discards what precedes one."""
+        undo(self, unit.first)
+        self.stream_to_server = False
+        if unit.ended_by == FE_SYNC:
+            self.awaits_sync = False
+            self.query_is_last = False
+            self.out.put(SYNC)
+            server.replies.push(Reply(SYNC_REPLY, FORWARD))
+            self.out.write_to(server)
+        unit.clear()
 
     def _keep(self, unit: Unit) -> None:
         """Keep a unit whose statements may have been prepared, for somebody else, before their tables changed."""

@@ -140,7 +140,8 @@ class Preparing(Answering):
 
     def _answer_unsent(self, unit: Unit, error: ClientError) -> None:
         """Answer a unit of which nothing was sent with `error`, and take back the names that it had prepared."""
-        undo(self, unit.first)
+        if unit.ended_by != FE_QUERY:
+            undo(self, unit.first)
         if self.stream_left > 0:
             self.stream_to_server = False
         ends = unit.ended_by == FE_QUERY or unit.ended_by == FE_SYNC

@@ -27,6 +27,10 @@ RESERVED: Final = b"_sluice_"
 """How names on servers begin; a client's name never reaches one."""
 
 
+_NAMING_ROUTINES: Final = frozenset([b"exec_bind_message", b"FetchPreparedStatement"])
+"""Where PostgreSQL says "prepared statement …": the number of values is wrong, or there is no such statement."""
+
+
 class UndefinedStatement(ClientError):
     """A name that stands for no prepared statement, as PostgreSQL says it."""
 
@@ -90,6 +94,19 @@ class Edit:
             if position > before + 1:
                 moved += longer
         return int(position - moved)
+
+
+def in_clients_name(error: bytes, known: bytes, name: bytes) -> bytes:
+    """Return the ErrorResponse to a Bind or Describe with the server's name of its statement made the client's.
+
+    Where a message names the statement is told by the routine that raised it, which is never translated: what a
+    client itself wrote, a value say, may read the same elsewhere.
+    """
+    fields = error[HEADER:-1].split(b"\0")
+    if not any(field[:1] == b"R" and field[1:] in _NAMING_ROUTINES for field in fields):
+        return error
+    told = [field.replace(known, name) if field[:1] == b"M" else field for field in fields]
+    return message(error[0], b"\0".join(told) + b"\0")
 
 
 def tag_of(step: Step) -> bytes:

@@ -66,7 +66,7 @@ _REFUSED: Final = b"_sluice_refused"
 _BETWEEN: Final = b"_sluice_between"
 """The statement and portal that change settings in the middle of a client's transaction."""
 
-_EDITED: Final = b"_sluice_edited"
+EDITED: Final = b"_sluice_edited"
 """The statement that a rewritten text is, while it is bound or described."""
 
 UNNAMED: Final = b"unnamed"
@@ -265,7 +265,7 @@ def write_unit(
             and message.statement is not None
             and (len(message.name) > 0 or message.edit is not None)
         ):
-            known = message.statement.name if message.edit is None else _EDITED
+            known = message.statement.name if message.edit is None else EDITED
             if code == FE_BIND:
                 out.put(
                     bind_renamed(
@@ -294,9 +294,11 @@ def undo(peer: Peer, message: Message | None) -> None:
     unsent: list[Message] = []
     while message is not None:
         unsent.append(message)
-        message = message.following
+        following = message.following
+        message.following = None
+        message = following
     for reply in reversed(unsent):
-        peer.undone(reply)
+        peer.undone(reply, None)
 
 
 def _parse_again(server: Server, statement: Statement, out: Writer, settled: bool) -> None:
@@ -359,7 +361,7 @@ def _write_edit(server: Server, message: Message, edit: Edit, out: Writer, settl
             out.put(SYNC)
             replies.push(Reply(SYNC_REPLY, SKIP))
     elif code != FE_EXECUTE and message.statement is not None:
-        out.put(close_statement(_EDITED) + parse(_EDITED, edit.sql, message.statement.types))
+        out.put(close_statement(EDITED) + parse(EDITED, edit.sql, message.statement.types))
         replies.push(Reply(CLOSE, SKIP))
         replies.push(Reply(PARSE, SKIP, UNNAMED))
 

@@ -26,7 +26,7 @@ from proxy.errors import (
 from proxy.query.intent import DDL, READ, Intent
 from proxy.query.prepared import Statement
 from proxy.query.route import pool_problem, refusal
-from proxy.session.collect import read_message
+from proxy.session.collect import STATEMENT, read_message
 from proxy.session.deferral import NONE
 from proxy.session.lending import Lending
 from proxy.session.renaming import Edit, rewrite
@@ -227,7 +227,7 @@ class Session(Lending):
         if intent.kind != READ or intent.refused or self.bucket is not None:
             if message.error is None:
                 message.error = self._admit(intent, now)
-        self.statements.unnamed = None
+        self.statements.name_nothing(message)
         unit.uses(intent)
         unit.ended_by = FE_QUERY
         unit.add(message)
@@ -259,6 +259,12 @@ class Session(Lending):
             self._dispatch(self.unit, now)
             self._put_behind(data, start, end)
             return
+        server = self.server
+        if server is not None and server.replies.head is not None:
+            if not self.awaits_sync and not server.replies.copying and self._hinges(kind, data, start, end):
+                self.waits |= FOR_IDLE
+                self._put_behind(data, start, end)
+                return
         database = self.database
         if kind == FE_SYNC or kind == FE_FLUSH:
             if length != 4:
@@ -295,6 +301,37 @@ class Session(Lending):
         unit.add(message)
         if unit.ended_by != 0 or self.stream_left > 0 or unit.bytes > MAX_BYTES:
             self._dispatch(unit, now)
+
+    def _hinges(self, kind: i64, data: bytes, start: i64, end: i64) -> bool:
+        """Tell whether what a message means depends on whether a unit that is under way, or a part of it, is skipped.
+
+        It does where it uses a name that such a unit changes, unless its own unit does so first.
+        """
+        body: i64 = start + HEADER
+        n: i64 = len(data)
+        limit: i64 = end if end < n else n
+        if kind == FE_BIND:
+            body = i64(data.find(b"\0", body, limit)) + 1
+        elif (kind == FE_DESCRIBE or kind == FE_CLOSE) and data[body] == STATEMENT:
+            body += 1
+        elif kind != FE_PARSE:
+            return False
+        name_end: i64 = data.find(b"\0", body, limit)
+        if body == 0 or name_end < 0:
+            return False
+        name = data[body:name_end]
+        if not name:
+            if kind == FE_PARSE or kind == FE_CLOSE:
+                return False
+        elif name not in self.statements.unsettled:
+            return False
+        message = self.unit.first
+        while message is not None:
+            changes = message.message_code == FE_PARSE or message.message_code == FE_CLOSE
+            if changes and message.name == name and (name or message.subject is not None):
+                return False
+            message = message.following
+        return True
 
     def _copy(self, kind: i64, data: bytes, start: i64, end: i64, now: float) -> None:
         """Pass COPY data on; without a server connection there is no COPY, and PostgreSQL ignores it then."""

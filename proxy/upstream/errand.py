@@ -51,7 +51,7 @@ class Errand(Borrower):
     def forward(self, data: bytes) -> None:
         """Drop what is meant for clients: notifications that came late."""
 
-    def undone(self, reply: Reply) -> None:
+    def undone(self, reply: Reply, later: Reply | None) -> None:
         """Learn nothing: an errand prepares nothing."""
 
     def completed(self, reply: Reply) -> bytes:

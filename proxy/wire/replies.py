@@ -134,15 +134,15 @@ class Peer:
         raise AssertionError
 
     def retold(self, reply: Reply, error: bytes) -> bytes:
-        """Return the ErrorResponse of a rewritten text as the client gets it, b"" for nothing."""
+        """Return the ErrorResponse to a rewritten text, a Bind or a Describe as the client gets it, b"" for nothing."""
         raise AssertionError
 
     def repeats(self, reply: Reply, error: bytes) -> bool:
         """Tell whether a reply that failed is not told, but asked for once more after the Sync that is owed."""
         raise AssertionError
 
-    def undone(self, reply: Reply) -> None:
-        """Learn that a Parse or Close did not take effect."""
+    def undone(self, reply: Reply, later: Reply | None) -> None:
+        """Learn that a Parse, Close or Query did not take effect; `later` is what is owed behind it."""
         raise AssertionError
 
     def shows(self, name: bytes, value: bytes) -> bytes | None:
@@ -207,7 +207,7 @@ class ReplyQueue:
         if self.skipping:
             if reply.kind != SYNC:
                 if self.peer is not None and (reply.kind == PARSE or reply.kind == CLOSE or reply.edited):
-                    self.peer.undone(reply)
+                    self.peer.undone(reply, None)
                 return
             self.skipping = False
         if self.copying and reply.kind == COPY_END:
@@ -554,7 +554,9 @@ class ReplyQueue:
             self._cut(pos, end)
             if self.tail is not None:
                 self.tail.mode = SKIP
-        elif head.edited and end <= n and not head.cancelled_as:
+        elif (
+            (head.edited or head.kind == BIND or head.kind == DESCRIBE) and end <= n and not head.cancelled_as
+        ):
             self._cut(pos, end)
             if self.peer is not None:
                 told = self.peer.retold(head, self._data[pos:end])
@@ -609,6 +611,6 @@ class ReplyQueue:
                     peer.executed(reply)
                     break
             for reply in reversed(dropped):
-                if reply.kind == PARSE or reply.kind == CLOSE or reply.edited:
-                    peer.undone(reply)
+                if reply.kind == PARSE or reply.kind == CLOSE or reply.kind == QUERY or reply.edited:
+                    peer.undone(reply, self.head)
         self._advance(end, now)

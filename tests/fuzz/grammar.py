@@ -83,6 +83,8 @@ well_formed: SearchStrategy[bytes] = st.one_of(
         (
             Big(copy_data(b"x" * 70_000)),
             Big(query("SELECT '" + "x" * 70_000 + "'")),
+            Big(bind("", "", (b"x" * 70_000,))),
+            Big(bind("s", "", (b"x" * 70_000,))),
         )
     ),
 )

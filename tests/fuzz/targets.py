@@ -130,7 +130,10 @@ def splits_of_a_conversation(messages: list[bytes], cuts: list[int]) -> None:
     data = b"".join(messages) + SYNC
     assume(not has_long_query_without_end(data))
     whole = converse([data])
-    assert converse(pieces(data, cuts)) == whole
+    cut = converse(pieces(data, cuts))
+    # What breaks the protocol behind an error is skipped, or ends the session if it came before that was found.
+    assume(len(data) < 65_536 or not (cut[1] or whole[1]))
+    assert cut == whole
     if len(data) < 500:
         assert converse([data[at : at + 1] for at in range(len(data))]) == whole
 

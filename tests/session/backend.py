@@ -233,7 +233,7 @@ class Backend:
         self._put(b"Z", self.status.encode())
 
     def _error(self, failure: Failed) -> None:
-        self._put(b"E", b"SERROR\0VERROR\0C" + str(failure).encode() + b"\0Mfailed\0\0")
+        self._put(b"E", b"SERROR\0VERROR\0Mfailed\0C" + str(failure).encode() + b"\0\0")
         self._abort()
         self.status = "E" if self.status != "I" else "I"
 

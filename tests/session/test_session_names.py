@@ -229,3 +229,22 @@ def test_a_text_before_a_sync_that_has_not_come_is_refused(world: World) -> None
     client.ask(parse("", INSERT), bind(), execute(), FLUSH)
     assert error(client.ask(query("PREPARE a AS SELECT 1")))["C"] == "0A000"
     assert INSERT not in world.of("primary")[0].committed
+
+
+COUNT = 'bind message supplies 1 parameters, but prepared statement "{}" requires 2'
+
+
+@pytest.mark.parametrize(
+    ("routine", "said", "told"),
+    [
+        ("exec_bind_message", COUNT.format("_sluice_1"), COUNT.format("s")),
+        ("FetchPreparedStatement", "« _sluice_1 »", "« s »"),
+        ("pg_strtoint32_safe", '"_sluice_1"', '"_sluice_1"'),
+    ],
+)
+def test_an_error_names_the_clients_statement(world: World, routine: str, said: str, told: str) -> None:
+    client = world.client()
+    client.ask(parse("s", INSERT), SYNC)
+    (backend,) = world.of("primary")
+    backend.stale[INSERT] = f"08P01\0M{said}\0R{routine}"
+    assert error(client.ask(use("s")))["M"] == told

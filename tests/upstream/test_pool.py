@@ -39,7 +39,7 @@ class User(Borrower):
     def lost(self, error: ClientError) -> None:
         self.error = error
 
-    def undone(self, reply: Reply) -> None: ...
+    def undone(self, reply: Reply, later: Reply | None) -> None: ...
 
 
 class Rig:

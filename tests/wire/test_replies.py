@@ -56,7 +56,10 @@ class Recorder(Peer):
     def executed(self, reply: Reply) -> None:
         self.events.append(("executed", reply.subject, reply.rows, reply.sqlstate))
 
-    def undone(self, reply: Reply) -> None:
+    def retold(self, reply: Reply, error: bytes) -> bytes:
+        return error
+
+    def undone(self, reply: Reply, later: Reply | None) -> None:
         self.events.append(("undone", reply.subject))
 
     def shows(self, name: bytes, value: bytes) -> bytes | None:
