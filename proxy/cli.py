@@ -1,6 +1,7 @@
 """The command line: arguments only. Each command imports what it needs when it runs, so that help is quick.
 
-Exit codes: 0 done; 1 something is wrong, told on standard error; 2 wrong arguments.
+Exit codes: 0 done; 1 something is wrong, told on standard error; 2 wrong arguments; 3 of `check`: the configuration is
+wrong, and nothing else was looked at.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ migrate = typer.Typer(
     no_args_is_help=True, help="Apply, list and undo the bundled SQL, and an application's own on top of it."
 )
 
+_WRONG_CONFIGURATION = 3
 _WITHOUT_IT = "Without it: ./pgsluice.yaml where that exists and DB_NAME isn't set, else the DB_* variables."
 ConfigFile = Annotated[
     Path | None,
@@ -123,8 +125,18 @@ def serve(config: ConfigFile = None) -> None:
 
 
 @app.command()
-def check(config: ConfigFile = None, as_json: AsJson = False) -> None:
-    """Look for errors in the configuration; exits with 1 if there are any."""
+def check(
+    config: ConfigFile = None,
+    config_only: Annotated[
+        bool, typer.Option("--config-only", help="Look at the configuration alone; connect nowhere.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look for errors in the configuration, then on the servers that it names.
+
+    Tells the statement that mends each shortfall. Exits with 3 for errors in the configuration, with 1 for errors
+    on the servers; warnings alone are no error.
+    """
     from proxy.config import ConfigError
     from proxy.transport import tls
 
@@ -134,17 +146,32 @@ def check(config: ConfigFile = None, as_json: AsJson = False) -> None:
         problems = tls.problems(found)
     except ConfigError as error:
         problems = error.problems
+    if problems or config_only:
+        if as_json:
+            entries = [problem._asdict() for problem in problems]
+            typer.echo(json.dumps({"ok": not problems, "problems": entries}, indent=2))
+        elif problems:
+            _print_problems(problems)
+        else:
+            _print_counts(found)
+        raise typer.Exit(_WRONG_CONFIGURATION if problems else 0)
+    with _told():
+        raise typer.Exit(_preflight(found, as_json))
+
+
+def _preflight(config: Config, as_json: bool) -> int:
+    import asyncio
+
+    from proxy.migrate import Migrations
+    from proxy.preflight import live, report
+
+    bundled = Migrations().migrations
+    found = asyncio.run(live.look(config, {each: bundled[each].sha256() for each in bundled}))
     if as_json:
-        entries = [problem._asdict() for problem in problems]
-        typer.echo(json.dumps({"ok": not problems, "problems": entries}, indent=2))
-    elif problems:
-        _print_problems(problems)
+        typer.echo(report.as_json(found))
     else:
-        pools = sum(len(database.pools) for database in found.databases.values())
-        hosts = sum(len(database.hosts) for database in found.databases.values())
-        counts = (len(found.databases), "database"), (hosts, "host"), (pools, "pool")
-        typer.echo(f"sound: {', '.join(_count(*each) for each in counts)}")
-    raise typer.Exit(1 if problems else 0)
+        report.show(found)
+    return 0 if found.sound else 1
 
 
 @app.command()
@@ -539,6 +566,13 @@ def _print_problems(problems: list[Problem]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 1000)
     console.print(table)
     console.print(_count(len(problems), "problem"), style="bold red", highlight=False)
+
+
+def _print_counts(config: Config) -> None:
+    pools = sum(len(database.pools) for database in config.databases.values())
+    hosts = sum(len(database.hosts) for database in config.databases.values())
+    counts = (len(config.databases), "database"), (hosts, "host"), (pools, "pool")
+    typer.echo(f"sound: {', '.join(_count(*each) for each in counts)}")
 
 
 def _count(number: int, noun: str) -> str:

@@ -23,14 +23,10 @@ from psycopg.conninfo import make_conninfo
 
 from proxy import migrate
 from proxy.errors import SluiceError
+from proxy.preflight.wanted import ADMIN, CONTROL, READONLY, READWRITE, Logins
 
-CONTROL: Final = "sluice_control"
 # Each pool's login, with the group that gives it its rights.
-GROUPS: Final[Mapping[str, str]] = {
-    "app_rw": "sluice_readwrite",
-    "app_ro": "sluice_readonly",
-    "app_admin": "sluice_admin",
-}
+GROUPS: Final[Mapping[str, str]] = {"app_rw": READWRITE, "app_ro": READONLY, "app_admin": ADMIN}
 # The environment variable that stands for each login's password in a configuration.
 VARIABLES: Final[Mapping[str, str]] = {
     CONTROL: "PGSLUICE_CONTROL_PASSWORD",
@@ -38,13 +34,8 @@ VARIABLES: Final[Mapping[str, str]] = {
     "app_ro": "APP_RO_PASSWORD",
     "app_admin": "APP_ADMIN_PASSWORD",
 }
-# What a login starts with; settings that a superuser alone may make are marked.
-_SETTINGS: Final[Sequence[tuple[str, str, str, bool]]] = (
-    *((login, "track_activities", "off", True) for login in GROUPS),
-    *((login, "search_path", "public", False) for login in GROUPS),
-    ("app_ro", "default_transaction_read_only", "on", False),
-    (CONTROL, "search_path", "pg_catalog, pg_temp", False),
-)
+# Of what logins start with, the settings that a superuser alone may make.
+_SUPERUSER_SETTINGS: Final = frozenset(("track_activities",))
 _OLDEST: Final = 150000
 # Nobody who may create objects in public may choose which function a superuser calls here (CVE-2018-1058).
 _OPTIONS: Final = "-c search_path=pg_catalog,pg_temp"
@@ -55,6 +46,7 @@ GRANT USAGE ON SCHEMA public TO authenticated_users;
 GRANT CREATE ON SCHEMA public TO sluice_admin;
 GRANT CONNECT, TEMPORARY ON DATABASE {database} TO sluice_control;
 GRANT CONNECT ON DATABASE {database} TO authenticated_users;
+GRANT SELECT ON sluice.schema_checksums TO sluice_control;
 ALTER DEFAULT PRIVILEGES FOR ROLE app_admin
     GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO sluice_readwrite;
 ALTER DEFAULT PRIVILEGES FOR ROLE app_admin GRANT SELECT ON TABLES TO sluice_readonly;
@@ -246,15 +238,28 @@ def _logins(connection: psycopg.Connection[Any], passwords: Mapping[str, str], w
             connection.execute("GRANT app_admin TO CURRENT_USER")
         if login in GROUPS:
             connection.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(GROUPS[login]), name))
-    for login, setting, value, needs_superuser in _SETTINGS:
-        if needs_superuser and not superuser:
-            warnings.append(f"only a superuser can: ALTER ROLE {login} SET {setting} = {value}")
-        else:
-            connection.execute(
-                sql.SQL("ALTER ROLE {} SET {} = {}").format(
-                    sql.Identifier(login), sql.Identifier(setting), sql.SQL(value)
-                )
-            )
+    _settings(connection, superuser, warnings)
+
+
+def _settings(connection: psycopg.Connection[Any], superuser: bool, warnings: list[str]) -> None:
+    """Set what logins start with, where it isn't set."""
+    present = {
+        (row[0], row[1])
+        for row in connection.execute(
+            "SELECT r.rolname, s.setting FROM pg_db_role_setting t JOIN pg_roles r ON r.oid = t.setrole"
+            " CROSS JOIN LATERAL unnest(t.setconfig) AS s (setting) WHERE t.setdatabase = 0"
+        )
+    }
+    for login, settings in Logins(GROUPS, CONTROL).settings().items():
+        for setting, value in settings.items():
+            if (login, f"{setting}={value}") in present:
+                continue
+            if setting in _SUPERUSER_SETTINGS and not superuser:
+                warnings.append(f"only a superuser can: ALTER ROLE {login} SET {setting} = {value}")
+            else:
+                statement = sql.SQL("ALTER ROLE {} SET {} = {}")
+                names = map(sql.Identifier, (login, setting))
+                connection.execute(statement.format(*names, sql.SQL(value)))
 
 
 def _rights(connection: psycopg.Connection[Any], database: str, warnings: list[str]) -> None:

@@ -73,14 +73,14 @@ print(*sorted({name.partition(".")[0] for name in sys.modules}))
 
 def test_check_of_a_sound_configuration() -> None:
     Path("pgsluice.yaml").write_text(SOUND)
-    result = run("check", "-c", "pgsluice.yaml")
+    result = run("check", "-c", "pgsluice.yaml", "--config-only")
     assert (result.exit_code, result.stdout) == (0, "sound: 1 database, 1 host, 5 pools\n")
 
 
 def test_check_shows_every_problem_with_its_place() -> None:
     Path("pgsluice.yaml").write_text(SOUND + "listen: {prot: 1}\nworkers: some\nhttp: {port: '[x]'}\n")
     result = run("check", "-c", "pgsluice.yaml")
-    assert result.exit_code == 1
+    assert result.exit_code == 3
     table = [line.strip().split(maxsplit=2) for line in result.stdout.splitlines()]
     assert table == [
         ["key", "line", "problem"],
@@ -100,23 +100,23 @@ def test_check_reads_certificates_and_keys() -> None:
     )
     result = run("check", "-c", "pgsluice.yaml", "--json")
     problems = {each["path"]: each["message"] for each in json.loads(result.stdout)["problems"]}
-    assert result.exit_code == 1
+    assert result.exit_code == 3
     assert problems.keys() == {"listen.tls", "databases.app.hosts[0].tls"}
     assert "other.key: holds no private key" in problems["listen.tls"]
     assert "server.key: holds no certificates" in problems["databases.app.hosts[0].tls"]
     Path("other.key").write_bytes(pair.key.read_bytes())
     Path("pgsluice.yaml").write_text(SOUND + "listen: {tls: {mode: require, key_file: other.key}}\n")
-    assert run("check", "-c", "pgsluice.yaml").exit_code == 0
+    assert run("check", "-c", "pgsluice.yaml", "--config-only").exit_code == 0
 
 
 def test_check_as_json() -> None:
     Path("pgsluice.yaml").write_text(SOUND + "workers: some\n")
     result = run("check", "-c", "pgsluice.yaml", "--json")
-    assert result.exit_code == 1
+    assert result.exit_code == 3
     problem = {"path": "workers", "line": 2, "message": "a whole number is needed"}
     assert json.loads(result.stdout) == {"ok": False, "problems": [problem]}
     Path("pgsluice.yaml").write_text(SOUND)
-    sound = run("check", "-c", "pgsluice.yaml", "--json")
+    sound = run("check", "-c", "pgsluice.yaml", "--json", "--config-only")
     assert (sound.exit_code, json.loads(sound.stdout)) == (0, {"ok": True, "problems": []})
 
 
@@ -135,11 +135,25 @@ def test_a_file_that_was_not_named_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     assert result.stderr == ""
 
 
+def test_check_tells_a_host_that_it_can_not_reach() -> None:
+    Path("pgsluice.yaml").write_text(
+        "databases: {app: {control: {user: sluice_control}, hosts: [{name: away, port: 1}]}}\n"
+    )
+    result = run("check", "-c", "pgsluice.yaml")
+    assert result.exit_code == 1
+    assert "away  127.0.0.1:1  not reached" in result.stdout
+    assert "127.0.0.1:1 as sluice_control: " in result.stdout
+    assert result.stdout.endswith("1 error\n")
+    found = json.loads(run("check", "-c", "pgsluice.yaml", "--json").stdout)
+    assert (found["ok"], found["hosts"][0]["reached"]) == (False, False)
+    assert [(each["severity"], each["hosts"]) for each in found["findings"]] == [("error", ["away"])]
+
+
 def test_check_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "DB_USER" in run("check").stdout
     monkeypatch.setenv("DB_NAME", "app")
     monkeypatch.setenv("DB_USER", "web")
-    assert run("check").exit_code == 0
+    assert run("check", "--config-only").exit_code == 0
 
 
 @pytest.mark.parametrize("command", [["serve"], ["route", "SELECT 1"], ["keys", "list"]])
@@ -230,9 +244,9 @@ def test_keys_create_adds_to_a_file() -> None:
 
 def test_keys_create_makes_the_file_that_nothing_else_goes_without() -> None:
     Path("pgsluice.yaml").write_text(WITHOUT_OUR_SQL)
-    for command in (["check"], ["keys", "list"]):
+    for command, code in ((["check"], 3), (["keys", "list"], 1)):
         result = run(*command)
-        assert result.exit_code == 1
+        assert result.exit_code == code
         assert "there is no file keys.yaml; `pgsluice keys create` makes it" in result.output
     assert run("keys", "create", "--user", "ann", "--address", "10.0.0.1/8").exit_code == 1
     assert not Path("keys.yaml").exists()
@@ -241,16 +255,16 @@ def test_keys_create_makes_the_file_that_nothing_else_goes_without() -> None:
     assert Path("keys.yaml").stat().st_mode & 0o777 == 0o600
     (key,) = stored()
     assert key.verify_secret(result.stdout.removesuffix("\n"))
-    assert run("check").exit_code == 0
+    assert run("check", "--config-only").exit_code == 0
 
 
 def test_keys_create_makes_the_file_that_a_variable_names(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("DB_NAME", "app"), ("DB_USER", "web"), ("KEYS_FILE", "keys.yaml")):
         monkeypatch.setenv(name, value)
-    assert run("check").exit_code == 1
+    assert run("check").exit_code == 3
     assert run("keys", "create", "--user", "ann").exit_code == 0
     assert len(stored()) == 1
-    assert run("check").exit_code == 0
+    assert run("check", "--config-only").exit_code == 0
 
 
 def test_keys_create_as_json() -> None:

@@ -19,6 +19,7 @@ LAYERS = """
     logs
     transport
     upstream
+    preflight
     session
     admin http
     app

@@ -139,4 +139,4 @@ def test_migrations_are_listed_and_sound(installation: Installation) -> None:
 
 
 def test_check_of_a_configuration_that_serves(config: str) -> None:
-    assert run("check", "-c", config).stdout == "sound: 1 database, 2 hosts, 5 pools\n"
+    assert run("check", "-c", config, "--config-only").stdout == "sound: 1 database, 2 hosts, 5 pools\n"
