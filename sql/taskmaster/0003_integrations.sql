@@ -137,3 +137,5 @@ CREATE TABLE taskmaster.configuration_settings (
 );
 COMMENT ON TABLE taskmaster.configuration_settings IS 'Settings of the system; administrators write them';
 COMMENT ON COLUMN taskmaster.configuration_settings.is_sensitive IS 'Only administrators see the row, and the audit masks its value';
+
+SELECT sluice.ensure_partitions();
