@@ -11,7 +11,7 @@ from proxy.migrate.database import LOCK, SETTINGS, connected
 from proxy.migrate.files import Migration
 from proxy.migrate.graph import VERSIONS, Migrations, context
 from proxy.migrate.progress import Progress, quiet
-from proxy.migrate.running import SCHEMA, refuse_disorder, refuse_rollback
+from proxy.migrate.running import refuse_disorder, refuse_rollback
 
 # Given to psql with another database, or again, the script must stop before it does anything.
 _HEADER = """\
@@ -74,7 +74,7 @@ def plan(
         state=state or "nothing", lock=LOCK, versions=VERSIONS, heads=",".join(sorted(heads))
     )
     if not heads:
-        header += f"{SCHEMA};\n"
+        header += "CREATE SCHEMA IF NOT EXISTS sluice;\n"
     # Older versions of Alembic write the first of these two themselves.
     gone = f"DROP TABLE IF EXISTS sluice.{VERSIONS};\nDROP SCHEMA IF EXISTS sluice;\n"
     footer = gone if version == "base" else ""

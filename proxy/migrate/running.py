@@ -21,7 +21,6 @@ from proxy.migrate.graph import VERSIONS, Migrations, context
 from proxy.migrate.progress import Done, Progress, Say
 from proxy.migrate.statements import Statement, statements
 
-SCHEMA: Final = "CREATE SCHEMA IF NOT EXISTS sluice"
 _DONE: Final = {True: "applied", False: "rolled back"}
 
 
@@ -51,7 +50,9 @@ def up(
             check_rights(connection, [step.revision.revision for step in steps])
             connection.rollback()
             _back_up(dsn, connection, backup, destructive(migrations, steps, forward=True), progress)
-            connection.exec_driver_sql(SCHEMA)
+            # IF NOT EXISTS would ask for CREATE on the database, where it is there too.
+            if connection.exec_driver_sql("SELECT to_regnamespace('sluice')").scalar() is None:
+                connection.exec_driver_sql("CREATE SCHEMA sluice")
             connection.commit()
         return _run(migrations, connection, steps, progress)
 
