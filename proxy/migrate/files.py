@@ -24,7 +24,7 @@ _TEMPLATE: Final = """\
 
 -- All of this file is one transaction, run with search_path = pg_catalog, pg_temp: write each name with its
 -- schema. The role below owns what is made; sluice_readwrite, sluice_readonly and sluice_admin are the clients'.
-SET LOCAL ROLE sluice_owner;
+{schema}SET LOCAL ROLE sluice_owner;
 
 -- CREATE TABLE {branch}.things (
 --     id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
@@ -33,9 +33,13 @@ SET LOCAL ROLE sluice_owner;
 -- );
 -- GRANT SELECT, INSERT, UPDATE, DELETE ON {branch}.things TO sluice_readwrite;
 -- ALTER TABLE {branch}.things ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
--- CREATE POLICY own ON {branch}.things TO sluice_readwrite
+-- CREATE POLICY own ON {branch}.things TO sluice_readwrite, sluice_readonly
 --     USING (owner = (SELECT sluice.current_user_id('read:things')))
 --     WITH CHECK (owner = (SELECT sluice.current_user_id('write:things')));
+"""
+_SCHEMA: Final = """\
+-- CREATE SCHEMA {branch} AUTHORIZATION sluice_owner;
+-- GRANT USAGE ON SCHEMA {branch} TO authenticated_users;
 """
 _ROLLBACK_TEMPLATE: Final = """\
 -- Undo: {name}
@@ -125,10 +129,12 @@ def create(name: str, branch: str, *, directories: Sequence[Path] = ()) -> tuple
     number = 1 + max((each.number for each in others if each.branch == branch), default=0)
     path = folder / f"{number:04d}_{slug}.sql"
     base = [each.revision for each in others if each.branch == CORE]
-    depends = f"-- depends: {base[-1]}\n" if number == 1 and branch != CORE and base else ""
+    first = number == 1 and branch != CORE
+    depends = f"-- depends: {base[-1]}\n" if first and base else ""
+    schema = _SCHEMA.format(branch=branch) if first else ""
     facts = {"name": " ".join(name.split()), "branch": "sluice" if branch == CORE else branch}
     made = path, path.with_suffix(".rollback.sql")
-    made[0].write_text(_TEMPLATE.format(depends=depends, **facts), encoding="utf-8")
+    made[0].write_text(_TEMPLATE.format(depends=depends, schema=schema, **facts), encoding="utf-8")
     made[1].write_text(_ROLLBACK_TEMPLATE.format(file=path.name, **facts), encoding="utf-8")
     return made
 

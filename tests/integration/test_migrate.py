@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -339,6 +343,34 @@ def test_an_error_as_json_tells_what_was_done_before_it(
     assert answer["error"]["file"] == str(own / "notes" / "0001_wrong.sql")
     assert answer["error"]["line"] == 3
     assert 'column "nothing" does not exist' in answer["error"]["message"]
+
+
+def test_a_terminal_is_shown_which_statement_runs(empty_cluster: Cluster, tmp_path: Path) -> None:
+    dsn, own = database(empty_cluster, "app"), tmp_path / "own"
+    slow = "-- depends: core_0004\nCREATE SCHEMA notes;\n\nSELECT pg_sleep(1000);"
+    write_migration(own / "notes", "0001_slow", slow)
+    command = [sys.executable, "-m", "proxy", "migrate", "up", "--dsn", dsn, "--directory", str(own)]
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True)
+    os.close(theirs)
+    shown = b""
+    while b"notes_0001: statement 2 of 2, line 4: SELECT pg_sleep(1000)" not in shown:
+        shown += os.read(ours, 4096)
+    execute(
+        dsn,
+        "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE application_name = 'pgsluice migrate'",
+    )
+    said, _ = process.communicate(timeout=30)
+    os.close(ours)
+    assert process.returncode == 1
+    # Lines for good go to standard output, one for each migration.
+    assert [line.split(":")[0] for line in said.splitlines() if "applied in" in line] == [
+        "core_0001 roles",
+        "core_0002 identity",
+        "core_0003 api_keys",
+        "core_0004 access_log",
+    ]
+    assert "\x1b" not in said
 
 
 # Without a superuser.

@@ -92,3 +92,24 @@ def test_the_installed_sql_is_not_added_to(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("proxy.migrate.files.sql_directory", lambda: installed)
     with pytest.raises(MigrationError, match="name a --directory of your own"):
         migrate.create("x", "core")
+
+
+def test_what_a_template_offers_is_sql(tmp_path: Path) -> None:
+    made = migrate.create("first", "notes", directories=[sql_directory(), tmp_path])
+    for file in made:
+        text = file.read_text()
+        offered = text[text.index("\n\n") :].replace("\n-- ", "\n").replace("All of this file", "-- ")
+        file.write_text(
+            "\n".join(line for line in offered.splitlines() if not line.startswith(("-- ", "schema. ")))
+        )
+    kinds = [each.text.split()[:2] for each in statements(made[0])]
+    assert kinds == [
+        ["CREATE", "SCHEMA"],
+        ["GRANT", "USAGE"],
+        ["SET", "LOCAL"],
+        ["CREATE", "TABLE"],
+        ["GRANT", "SELECT,"],
+        ["ALTER", "TABLE"],
+        ["CREATE", "POLICY"],
+    ]
+    assert [each.destroys for each in statements(made[1])] == ["", "DROP TABLE"]
