@@ -97,11 +97,16 @@ async def read_all(connection: Connection, logins: Logins) -> Facts:
     facts.space_grants = await _rows(connection, queries.SPACE_GRANTS, asked)
     facts.default_grants = await _rows(connection, queries.DEFAULT_GRANTS, asked)
     facts.statistics = await _rows(connection, queries.STATISTICS)
-    facts.settings = await _rows(connection, queries.SETTINGS, asked)
+    await read_settings(connection, logins, facts)
     facts.extensions = await _rows(connection, queries.EXTENSIONS)
     if facts.installed:
         await _read_sluice(connection, facts)
     return facts
+
+
+async def read_settings(connection: Connection, logins: Logins, facts: Facts) -> None:
+    """Add what roles and the database preset for sessions."""
+    facts.settings = await _rows(connection, queries.SETTINGS, asked_roles(logins))
 
 
 async def _read_sluice(connection: Connection, facts: Facts) -> None:

@@ -38,6 +38,9 @@ def check(facts: Facts, logins: Logins) -> Iterator[Finding]:
     """Yield what is wrong with the roles themselves."""
     roles = {row["role"]: row for row in facts.roles}
     yield from _present(roles, logins)
+    for login in sorted({OWNER, DEFINER, CONTROL, logins.control} & logins.pools.keys()):
+        what = f"a pool logs in as {login}, which can sign for any user"
+        yield Finding(ERROR, TOPIC, what, advice="give the pools a login of their own", bypass=True)
     yield from _attributes(roles, logins)
     yield from _groups(facts, roles, logins)
     yield from _memberships(facts, roles, logins)

@@ -13,12 +13,16 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import asyncpg
+
 from proxy import config as model
 from proxy.auth.key import Key
 from proxy.auth.keystore import FileKeyStore, KeyStore
 from proxy.errors import ClientError, NoPrimary, UpstreamUnavailable
 from proxy.observe.record import AccessBuffer, pool_part
 from proxy.observe.stats import ProxyStats
+from proxy.preflight.finding import Finding
+from proxy.preflight.gate import BYPASSED, BypassError, alarms, bypasses, remedy
 from proxy.query.cache import IntentCache
 from proxy.query.functions import SNAPSHOT_QUERY, FunctionCatalog
 from proxy.query.intent import Intent
@@ -49,6 +53,7 @@ _ENSURE_PARTITIONS = "SELECT sluice.ensure_partitions()"
 
 _REFRESH_FUNCTIONS = 300.0
 _REFRESH_PARTITIONS = 6 * 3600.0
+_WATCH_RIGHTS = 300.0
 _REFRESH_SIGNER = 5.0
 _WRITE_USAGE = 5.0
 _LAST_USAGE = 2.0
@@ -85,7 +90,12 @@ class Served:
             Thresholds(
                 settings.health.interval, settings.health.failures_to_open, settings.health.retry_after
             ),
+            self._vet if self._signed else None,
         )
+        # Hosts that must not be used, and why.
+        self._bypassed: dict[str, list[Finding]] = {}
+        self._started = False
+        self._alarmed: set[Finding] = set()
         routing = settings.routing
         intents = IntentCache(FunctionCatalog.builtin(routing.safe_functions), routing.max_parse_bytes)
         self.database = Database(name, self.cluster, intents, _unfinished(), access, self.stats)
@@ -116,13 +126,21 @@ class Served:
     # -- life
 
     async def start(self) -> None:
-        """Find out who is who, read functions and signing key, and keep all that current."""
+        """Find out who is who, read functions and signing key, and keep all that current.
+
+        Raises BypassError where a pool's login could pass by row-level security.
+        """
         await self.health.probe()
+        if self._bypassed:
+            raise BypassError(self._bypassed)
+        self._started = True
         kept = [(self._refresh_functions, _REFRESH_FUNCTIONS), (self._refresh_signer, _REFRESH_SIGNER)]
         if self._listens:
             kept.append((self._write_usage, _WRITE_USAGE))
         if self._logs_to_table:
             kept.append((self._ensure_partitions, _REFRESH_PARTITIONS))
+        if self._signed:
+            kept.append((self._watch_rights, _WATCH_RIGHTS))
         for refresh, _ in kept:
             try:
                 await refresh()
@@ -194,6 +212,18 @@ class Served:
 
     # -- what is kept current
 
+    async def _vet(self, host: str, connection: asyncpg.Connection[Any]) -> str:
+        """Return why `host` must not be used, "" if it may: asked each time before it counts as up."""
+        found = await bypasses(connection, self._settings)
+        if not found:
+            self._bypassed.pop(host, None)
+            return ""
+        if self._started and self._bypassed.get(host) != found:
+            log.error("database %s: %s", self.name, BypassError({host: found}))
+        self._bypassed[host] = found
+        # Clients are told this, and need to know no more.
+        return f"{BYPASSED}: see `pgsluice check`"
+
     async def _keep(self, refresh: Callable[[], Any], interval: float) -> None:
         delay = interval
         while True:
@@ -204,6 +234,17 @@ class Served:
             except ClientError as error:
                 log.warning("database %s: %s (%s)", self.name, error.message, error.extra)
                 delay = _RETRY
+
+    async def _watch_rights(self) -> None:
+        """Tell the log, once, of rights and presets that weren't there when the hosts were vetted.
+
+        A pool at work isn't stopped: whoever may grant such rights may also mean to.
+        """
+        async with self._any_control().connection() as connection:
+            found = set(await alarms(connection, self._settings))
+        for finding in found - self._alarmed:
+            log.error("database %s: %s; %s", self.name, finding.what, remedy(finding))
+        self._alarmed = found
 
     async def _refresh_functions(self) -> None:
         """Read which functions may write; statements that were classified with other knowledge are forgotten."""

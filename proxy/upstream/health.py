@@ -11,13 +11,20 @@ import asyncio
 import logging
 import time
 from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import asyncpg
 
 from proxy.errors import UpstreamUnavailable
 from proxy.upstream.cluster import Cluster, Host
 from proxy.upstream.control import Control
 
 log = logging.getLogger(__name__)
+
+# From a host's name and a control connection to it, to why it must not be used, or "".
+Vet: TypeAlias = "Callable[[str, asyncpg.Connection[Any]], Awaitable[str]]"
 
 _PROBE = """
 SELECT pg_catalog.pg_is_in_recovery() AS in_recovery,
@@ -52,7 +59,15 @@ class _Answer:
 class Health:
     """Probes the hosts of one cluster and keeps what is known of them."""
 
-    def __init__(self, cluster: Cluster, controls: dict[str, Control], thresholds: Thresholds) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        controls: dict[str, Control],
+        thresholds: Thresholds,
+        vet: Vet | None = None,
+    ) -> None:
+        """Watch `cluster`; `vet` is asked about a host before it counts as up, and says why it must not, or ""."""
+        self._vet = vet
         self._cluster = cluster
         self._controls = controls
         self._thresholds = thresholds
@@ -86,11 +101,15 @@ class Health:
             async with self._controls[host.name].connection() as connection:
                 asked_at = time.monotonic()
                 row = await connection.fetchrow(_PROBE)
+                answered_at = time.monotonic()
+                unfit = await self._vet(host.name, connection) if self._vet and not host.up else ""
         except UpstreamUnavailable as error:
             host.failed(error.extra, time.monotonic(), thresholds.failures_to_open, thresholds.retry_after)
             return None
+        if unfit:
+            host.failed(unfit, time.monotonic(), 1, thresholds.retry_after)
+            return None
         assert row is not None
-        answered_at = time.monotonic()
         host.timeline = int(row["timeline"])
         host.probed(bool(row["in_recovery"]), answered_at - asked_at)
         answer = _Answer(host, asked_at, bool(row["in_recovery"]), int(row["position"] or 0), host.timeline)

@@ -7,10 +7,14 @@ a superuser's psql, has to be as content as before.
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import httpx
 import psycopg
 import pytest
 import yaml
@@ -19,11 +23,11 @@ from psycopg import sql
 from proxy.config import parse
 from proxy.embedded import Cluster
 from proxy.migrate import Migrations
-from proxy.preflight import live
+from proxy.preflight import gate, live
 from proxy.preflight.finding import WARNING, Finding
 from proxy.preflight.live import Report
 from proxy.setup import setup
-from tests.integration.support import Installation, configuration
+from tests.integration.support import Installation, Proxy, configuration, wait_until
 
 pytest_plugins = ["tests.integration.versions"]
 
@@ -430,3 +434,95 @@ def test_what_is_undone_is_found_and_mended_by_the_statement_that_is_told(
         if each.mend and not each.mend.startswith("\\password"):
             checked.psql(each.mend)
     assert [each.what for each in checked.look()] == [TEMPORARY]
+
+
+# What serve refuses: an undoing, and what a client could do then.
+BYPASSES = (
+    "superuser",
+    "bypassrls",
+    "createrole",
+    "replication",
+    "group bypassrls",
+    "owner's member",
+    "definer's member, by the group",
+    "control's member, by another role",
+    "administrator",
+    "predefined role",
+    "owns a table",
+    "owns a function of ours",
+    "signing keys",
+    "a column of the signing keys",
+)
+
+
+@pytest.mark.parametrize("case", BYPASSES)
+def test_what_would_let_clients_pass_is_refused(checked: Checked, case: str) -> None:
+    undo, what, mend = CASES[case]
+    checked.installation.execute(undo)
+    database = parse(yaml.safe_dump(checked.content), {}).databases["app"]
+
+    async def refusals() -> list[Finding]:
+        async with checked.installation.role("sluice_control").asyncpg() as connection:
+            await connection.execute("SET search_path = pg_catalog")
+            return await gate.bypasses(connection, database)
+
+    found = asyncio.run(refusals())
+    assert [each.mend for each in found if what in each.what] == [mend]
+    told = str(gate.BypassError({"one": found, "two": found}))
+    assert f"one, two: {found[0].what}; as a superuser: " in told
+    for each in found:
+        checked.psql(each.mend)
+    assert asyncio.run(refusals()) == []
+
+
+def test_serve_refuses_to_start_where_a_pool_could_pass(checked: Checked, tmp_path: Path) -> None:
+    proxy = Proxy(checked.installation, tmp_path)
+    command = [sys.executable, "-m", "proxy", "serve", "-c", str(proxy.config)]
+    checked.installation.execute("ALTER ROLE app_rw BYPASSRLS")
+    try:
+        refused = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    finally:
+        checked.installation.execute("ALTER ROLE app_rw NOBYPASSRLS")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "Traceback" not in refused.stderr and "destroyed" not in refused.stderr
+    said = "primary: app_rw has BYPASSRLS; as a superuser: ALTER ROLE app_rw NOBYPASSRLS;"
+    assert said in refused.stderr
+    assert "listening" not in refused.stderr
+    checked.installation.execute("ALTER ROLE app_rw SET work_mem = '1MB'")
+    proxy.start()
+    checked.installation.execute("ALTER ROLE app_rw RESET work_mem")
+    proxy.stop()
+    assert proxy.said(
+        "app_rw starts with work_mem = '1MB', not by setup; as a superuser: ALTER ROLE app_rw RESET"
+    )
+
+
+def test_a_server_that_comes_up_later_is_looked_at_first(checked: Checked, tmp_path: Path) -> None:
+    installation = checked.installation
+    server = installation.cluster.primary
+    user, key = installation.generate_key("late@example.com", ["read:tasks"])
+    installation.execute("ALTER ROLE app_ro BYPASSRLS")
+    server.stop()
+    try:
+        changes = {"databases": {"app": {"health": {"interval": "100ms", "retry_after": "200ms"}}}}
+        proxy = Proxy(installation, tmp_path, changes)
+        proxy.start()
+        server.start()
+        said = "app_ro has BYPASSRLS; as a superuser: ALTER ROLE app_ro NOBYPASSRLS;"
+        wait_until(lambda: proxy.said(said), message="the proxy tells what it found")
+        status = httpx.get(proxy.url("/readyz")).status_code
+        detail = httpx.get(proxy.url("/health")).json()["hosts"][0]["error"]
+        assert status == 503
+        assert "could pass by row-level security" in detail and "app_ro" not in detail
+        # What waits for it is refused, not served.
+        with pytest.raises(psycopg.OperationalError):
+            proxy.login(user, key).connect()
+        installation.execute("ALTER ROLE app_ro NOBYPASSRLS")
+        wait_until(lambda: httpx.get(proxy.url("/readyz")).status_code == 200, message="the proxy is ready")
+        with proxy.login(user, key).connect() as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+        assert sum(said in line for line in proxy.errors.read_text().splitlines()) == 1
+        proxy.stop()
+    finally:
+        server.start()
+        installation.execute("ALTER ROLE app_ro NOBYPASSRLS")

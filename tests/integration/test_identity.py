@@ -371,7 +371,7 @@ REFUSED = [
     "SELECT * FROM sluice.api_access_logs",
     "SELECT sluice.ensure_partitions()",
     "SELECT sluice.cleanup_old_logs(1)",
-    "SELECT * FROM sluice.schema_checksums",
+    "DELETE FROM sluice.schema_checksums",
     "SET ROLE sluice_definer",
     "SET ROLE sluice_control",
     "SET SESSION AUTHORIZATION sluice_control",
@@ -396,7 +396,7 @@ def test_the_control_login_reads_keys_and_nothing_else(installed: Installation, 
             "SELECT * FROM sluice.api_access_logs",
             "SELECT sluice.create_signing_key()",
             "SELECT sluice.current_user_id()",
-            "SELECT * FROM sluice.schema_checksums",
+            "DELETE FROM sluice.schema_checksums",
         ):
             with pytest.raises((psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction)):
                 control.execute(statement)

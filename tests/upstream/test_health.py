@@ -147,3 +147,30 @@ async def test_the_primarys_clock_is_compared_with_ours(rig: Rig) -> None:
     rig.fakes["one"].ahead, rig.fakes["two"].ahead = 30.0, -500.0
     await rig.probe()
     assert rig.health.server_offset == pytest.approx(30.0, abs=1.0)
+
+
+async def test_a_host_is_vetted_each_time_before_it_counts_as_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch, one=FakeHost())
+    asked: list[str] = []
+    unfit = "not now"
+
+    async def vet(host: str, _: object) -> str:
+        asked.append(host)
+        return unfit
+
+    rig.health = Health(rig.cluster, {"one": cast(Control, rig.fakes["one"])}, Thresholds(1.0, 2, 5.0), vet)
+    await rig.probe()
+    assert (rig.hosts["one"].up, rig.hosts["one"].last_error, rig.cluster.primary) == (False, "not now", None)
+    await rig.probe()  # it is left alone for a while
+    assert asked == ["one"]
+    unfit = ""
+    await rig.probe(5.0)
+    await rig.probe()
+    assert (rig.hosts["one"].up, asked) == (True, ["one", "one"])
+    rig.fakes["one"].down = True
+    await rig.probe()
+    await rig.probe()
+    assert not rig.hosts["one"].up
+    rig.fakes["one"].down, unfit = False, "not any more"
+    await rig.probe(5.0)
+    assert (rig.hosts["one"].up, len(asked)) == (False, 3)
