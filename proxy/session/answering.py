@@ -42,7 +42,7 @@ from proxy.wire.messages import (
     error_response,
     first_columns,
 )
-from proxy.wire.replies import CLOSE, PARSE, QUERY, SKIP, Reply
+from proxy.wire.replies import CLOSE, PARSE, QUERY, SINGLE, SKIP, Reply
 
 log = logging.getLogger(__name__)
 
@@ -247,6 +247,10 @@ class Answering(SessionState):
         if isinstance(reply, Message):
             if reply.edit is not None:
                 self._unstep(reply.edit)
+            elif reply.kind == SINGLE:
+                if reply.parsing:
+                    self._forget_unnamed()
+                    self._restore_unnamed(reply, later)
             elif reply.kind == PARSE:
                 if reply.error is not None:
                     return

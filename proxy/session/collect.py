@@ -103,10 +103,11 @@ class ClientStatements:
         if len(name) <= _MAX_UNSETTLED and len(self.unsettled) < MAX_STATEMENTS:
             self.unsettled.add(name)
 
-    def name_nothing(self, message: Message) -> None:
-        """Leave no statement unnamed, as `message` has it."""
-        message.subject = self.unnamed if self.unnamed is not None else NO_STATEMENT
-        self.unnamed = None
+    def name_unnamed(self, message: Message, statement: Statement | None) -> None:
+        """Make `statement` the unnamed one, None for none, as `message` has it; that remembers the one before."""
+        before = self.unnamed
+        message.subject = before if before is not None else NO_STATEMENT
+        self.unnamed = statement
 
     def admit(self, edit: Edit) -> None:
         """Raise TooManyStatements or FeatureNotSupported where the client can't have what a text prepares by SQL."""
@@ -215,7 +216,7 @@ def read_message(
                     statements.drop(name)
                     statements.unsettle(name)
             else:
-                statements.name_nothing(message)
+                statements.name_unnamed(message, None)
         elif statement is None:
             message.error = _undefined(name)
         return message
@@ -237,17 +238,48 @@ def _parse(
 ) -> Message:
     name_end: i64 = cstring_end(data, start + HEADER, end)
     name = data[start + HEADER : name_end]
+    statement = parsed(statements, intents, shared, profile, data, name_end + 1, end, len(name) > 0)
+    message = Message(FE_PARSE, PARSE, data, start, end, statement)
+    message.name = name
+    if not name:
+        statements.name_unnamed(message, statement)
+    elif name in statements.named:
+        message.error = DuplicateStatement(f'prepared statement "{_readable(name)}" already exists')
+    else:
+        message.error = statements.problem(len(statement.sql))
+        if message.error is None:
+            statements.put(name, statement)
+            statements.unsettle(name)
+            if statement.proven:
+                statements.unproven.add(name)
+    return message
+
+
+def parsed(
+    statements: ClientStatements,
+    intents: IntentCache,
+    shared: StatementCache,
+    profile: Profile | None,
+    data: bytes,
+    start: i64,
+    end: i64,
+    named: bool = False,
+) -> Statement:
+    """Return the statement of a Parse that ends at `end`, and whose text starts at `start`.
+
+    Raises ProtocolViolation if the message is malformed.
+    """
     # Most have no parameter types: then the text ends three bytes before the message, unless it ends sooner.
     text_end: i64 = end - 3
-    sql = data[name_end + 1 : text_end] if text_end > name_end else b"\0"
+    sql = data[start:text_end] if text_end >= start else b"\0"
     types = NO_TYPES
     if data[end - 1] != 0 or data[end - 2] != 0 or data[end - 3] != 0 or 0 in sql:
-        text_end = cstring_end(data, name_end + 1, end)
-        sql = data[name_end + 1 : text_end]
+        text_end = cstring_end(data, start, end)
+        sql = data[start:text_end]
         types = data[text_end + 1 : end]
         if len(types) < 2 or (len(types) - 2) % 4 != 0:
             raise ProtocolViolation("invalid Parse message")
-    statement = None if name else statements.last_unnamed
+    statement = None if named else statements.last_unnamed
     if (
         statement is None
         or statement.sql != sql
@@ -257,24 +289,11 @@ def _parse(
         or statements.last_generation != intents.generation
     ):
         statement = shared.get(sql, types, intents.lookup(sql), profile)
-    message = Message(FE_PARSE, PARSE, data, start, end, statement)
-    message.name = name
-    if not name:
-        message.subject = statements.unnamed if statements.unnamed is not None else NO_STATEMENT
-        statements.unnamed = statement
-        statements.last_unnamed = statement
-        statements.last_generation = intents.generation
-        statements.last_profile = profile
-    elif name in statements.named:
-        message.error = DuplicateStatement(f'prepared statement "{_readable(name)}" already exists')
-    else:
-        message.error = statements.problem(len(sql))
-        if message.error is None:
-            statements.put(name, statement)
-            statements.unsettle(name)
-            if statement.proven:
-                statements.unproven.add(name)
-    return message
+        if not named:
+            statements.last_unnamed = statement
+            statements.last_generation = intents.generation
+            statements.last_profile = profile
+    return statement
 
 
 def _undefined(name: bytes) -> ClientError:

@@ -86,7 +86,7 @@ class Lending(Preparing):
                 return
             if unit.ended_by == FE_SYNC and self._only_prepares(unit):
                 return
-            if unit.length == 1 and unit.ended_by != FE_QUERY and unit.ended_by != 0:
+            if unit.length == 1 and unit.intent is None and unit.ended_by != FE_QUERY and unit.ended_by != 0:
                 # A Sync or Flush alone: nothing is outstanding.
                 if unit.ended_by == FE_SYNC:
                     self.forward(READY_IN_TRANSACTION if self.in_transaction else READY_IDLE)
@@ -119,7 +119,7 @@ class Lending(Preparing):
             if statement is None or not statement.proven or not message.name:
                 return False
             message = message.following
-        if message is None or message.message_code != FE_SYNC:
+        if message is None or message.kind != SYNC_REPLY:
             return False
         end = READY_IN_TRANSACTION if self.in_transaction else READY_IDLE
         self.forward(PARSE_COMPLETE * (unit.length - 1) + end)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final, final
 
+from librt.strings import read_i32_be
 from mypy_extensions import i64
 
 from proxy.errors import ClientError
@@ -54,6 +55,7 @@ from proxy.wire.replies import (
     PARSE,
     QUERY,
     REPLACE,
+    SINGLE,
     SKIP,
     Peer,
     Reply,
@@ -221,6 +223,12 @@ def write_unit(
             if replies.peer is not None:
                 undo(replies.peer, following)
             return False
+        if message.kind == SINGLE:
+            _write_single(server, message, out, now, settled)
+            if not keep:
+                message.data = b""
+            message = following
+            continue
         code = message.message_code
         if message.edit is not None:
             _write_edit(server, message, message.edit, out, settled)
@@ -287,6 +295,35 @@ def write_unit(
             replies.push(message)
         message = following
     return True
+
+
+def _write_single(server: Server, message: Message, out: Writer, now: float, settled: bool) -> None:
+    """Write a statement that is one message, and queue its answer."""
+    message.sent_at = now
+    statement = message.statement
+    assert statement is not None
+    if len(message.name) > 0:
+        if not server.holds(statement):
+            _parse_again(server, statement, out, settled)
+        out.put(
+            bind_renamed(
+                message.data,
+                message.start,
+                message.end,
+                message.name_start,
+                message.name_end,
+                statement.name,
+                i64(read_i32_be(message.data, message.start + 1)),
+            )
+        )
+    else:
+        if server.unnamed is not statement:
+            server.unnamed = statement
+            if not message.parsing:
+                out.put(statement.unnamed_message())
+                server.replies.push(Reply(PARSE, SKIP, UNNAMED))
+        out.copy(message.data, message.start, message.end)
+    server.replies.push(message)
 
 
 def undo(peer: Peer, message: Message | None) -> None:

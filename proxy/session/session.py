@@ -30,6 +30,7 @@ from proxy.session.collect import STATEMENT, read_message
 from proxy.session.deferral import NONE
 from proxy.session.lending import Lending
 from proxy.session.renaming import Edit, rewrite
+from proxy.session.single import read_single
 from proxy.session.state import FOR_CLIENT, FOR_IDLE
 from proxy.session.unit import MAX_BYTES, Message
 from proxy.wire.codes import (
@@ -169,6 +170,11 @@ class Session(Lending):
                     self.skips_to_sync = False
                     self.forward(READY_FAILED if self.in_transaction else READY_IDLE)
             else:
+                if (kind == FE_PARSE or kind == FE_BIND) and end < n and self.unit.first is None:
+                    whole = self._single(data, pos, now)
+                    if whole > 0:
+                        pos = whole
+                        continue
                 self._extended(kind, data, pos, end, length, now)
             pos = end if end < n else n
         return pos
@@ -227,7 +233,7 @@ class Session(Lending):
         if intent.kind != READ or intent.refused or self.bucket is not None:
             if message.error is None:
                 message.error = self._admit(intent, now)
-        self.statements.name_nothing(message)
+        self.statements.name_unnamed(message, None)
         unit.uses(intent)
         unit.ended_by = FE_QUERY
         unit.add(message)
@@ -252,6 +258,31 @@ class Session(Lending):
         n: i64 = len(data)
         self.stream_left = 0
         self.pending = data[start : end if end < n else n]
+
+    def _single(self, data: bytes, start: i64, now: float) -> i64:
+        """Take a statement that is all there; returns where it ends, 0 if its messages are to be read one by one."""
+        statements = self.statements
+        if (
+            self.server is not None
+            or self.in_transaction
+            or self.touched
+            or self.bucket is not None
+            or self.deferral != NONE
+            or statements.unproven
+            or statements.edits
+        ):
+            return 0
+        database = self.database
+        message = read_single(statements, database.intents, database.statements, self.profile, data, start)
+        if message is None or message.intent is None:
+            return 0
+        message.queued_at = now
+        unit = self.unit
+        unit.uses(message.intent)
+        unit.ended_by = FE_SYNC
+        unit.add(message)
+        self._dispatch(unit, now)
+        return message.end
 
     def _extended(self, kind: i64, data: bytes, start: i64, end: i64, length: i64, now: float) -> None:
         """Take a message of the extended protocol."""

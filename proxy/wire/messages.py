@@ -88,12 +88,15 @@ def close_portal(name: bytes) -> bytes:
     return message(0x43, b"P" + name + b"\0")
 
 
-def bind_renamed(data: bytes, start: i64, end: i64, name_start: i64, name_end: i64, name: bytes) -> bytes:
+def bind_renamed(
+    data: bytes, start: i64, end: i64, name_start: i64, name_end: i64, name: bytes, length: i64 = 0
+) -> bytes:
     """Return the Bind at data[start:end] with its statement name, at data[name_start:name_end], made `name`.
 
-    `end` may lie behind the bytes at hand: then what is there is returned, under a header that counts the whole.
+    `end` may lie behind the bytes at hand: then what is there is returned, under a header that counts the whole. With
+    the `length` from its header, what stands between the Bind and `end` follows as it is.
     """
-    length: i64 = end - start - 1 - (name_end - name_start) + len(name)
+    length = (length if length > 0 else end - start - 1) - (name_end - name_start) + len(name)
     w = BytesWriter()
     w.append(0x42)
     write_i32_be(w, i32(length))

@@ -11,6 +11,7 @@ put one of its own in its place.
     DESCRIBE             RowDescription or NoData
     EXECUTE              CommandComplete, EmptyQueryResponse or PortalSuspended
     SYNC                 ReadyForQuery
+    SINGLE               what Parse, Bind, Describe, Execute and Sync are answered with
 
 After an ErrorResponse in the extended protocol the server discards everything up to the next Sync, and the
 queue does so with it (manual, "Extended Query").
@@ -64,6 +65,9 @@ EXECUTE: Final = 5
 CLOSE: Final = 6
 SYNC: Final = 7
 COPY_END: Final = 8  # CopyDone or CopyFail: owes nothing, but marks which Syncs a COPY swallows
+SINGLE: Final = (
+    9  # [Parse] Bind [Describe] Execute Sync at once; what is left of it after the Execute is a SYNC
+)
 
 MAX_PARAMETERS: Final = 100
 """Parameters that a server may report of itself; PostgreSQL 18 reports 16, extensions may mark more of their own."""
@@ -115,6 +119,9 @@ class Reply:
         self.edited: bool = False
         # It can be sent once more: nothing has run before it in its transaction.
         self.repeatable: bool = False
+        # Of a SINGLE: its Parse has not been answered yet; its Bind has.
+        self.parsing: bool = False
+        self.bound: bool = False
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -375,6 +382,18 @@ class ReplyQueue:
         self._pop()
         self._advance(end, now)
 
+    def _executed(self, single: Reply, end: i64) -> None:
+        """Tell how the Execute of a SINGLE came out, the answer to which ends at `end`; its Sync is still owed."""
+        single.bytes_out = single.bytes_out + self._base + end if single.bound else 0
+        peer = self.peer
+        if peer is not None:
+            peer.executed(single)
+            if single.parsing:
+                peer.undone(single, single.next)
+        single.parsing = False
+        single.sent_at = 0.0
+        single.kind = SYNC
+
     def _pop(self) -> None:
         head = self.head
         if head is not None:
@@ -442,17 +461,32 @@ class ReplyQueue:
                 head.rows = affected_rows(self._data, pos, end)
                 self._complete(head, end, now)
                 return
+            if sent == SINGLE:
+                head.rows = affected_rows(self._data, pos, end)
+                self._executed(head, end)
+                return
         elif kind == BE_BIND_COMPLETE:
+            if sent == SINGLE:
+                # What an Execute of its own would be charged with begins here.
+                head.bytes_out = -(self._base + end)
+                head.bound = True
+                return
             if sent == BIND:
                 self._complete(head, end, now)
                 return
         elif kind == BE_ROW_DESCRIPTION or kind == BE_NO_DATA:
             if sent == QUERY:
                 return
+            if sent == SINGLE:
+                head.bytes_out = -(self._base + end)
+                return
             if sent == DESCRIBE:
                 self._complete(head, end, now)
                 return
         elif kind == BE_PARSE_COMPLETE:
+            if sent == SINGLE and head.parsing:
+                head.parsing = False
+                return
             if sent == PARSE:
                 self._complete(head, end, now)
                 return
@@ -464,6 +498,9 @@ class ReplyQueue:
                 return
             if sent == EXECUTE:
                 self._complete(head, end, now)
+                return
+            if sent == SINGLE:
+                self._executed(head, end)
                 return
         elif kind == BE_PORTAL_SUSPENDED:
             if sent == EXECUTE:
@@ -477,7 +514,9 @@ class ReplyQueue:
             if sent == QUERY or sent == EXECUTE:
                 self._copy_in(head)
                 return
-        elif (kind == BE_COPY_OUT or kind == BE_COPY_DONE) and (sent == QUERY or sent == EXECUTE):
+        elif (kind == BE_COPY_OUT or kind == BE_COPY_DONE) and (
+            sent == QUERY or sent == EXECUTE or sent == SINGLE
+        ):
             return
         raise ProtocolViolation("a server sent an answer to something else than was asked")
 
@@ -555,7 +594,9 @@ class ReplyQueue:
             if self.tail is not None:
                 self.tail.mode = SKIP
         elif (
-            (head.edited or head.kind == BIND or head.kind == DESCRIBE) and end <= n and not head.cancelled_as
+            (head.edited or head.kind == BIND or head.kind == DESCRIBE or head.kind == SINGLE)
+            and end <= n
+            and not head.cancelled_as
         ):
             self._cut(pos, end)
             if self.peer is not None:
@@ -571,6 +612,9 @@ class ReplyQueue:
                 head.code = b""
         head.sqlstate = state
         self.copying = False
+        if head.kind == SINGLE:
+            self._executed(head, end)
+            return
         if head.kind == QUERY or head.kind == SYNC:
             # A Sync that fails (a deferred constraint at commit) is still answered by its ReadyForQuery.
             return
@@ -596,7 +640,7 @@ class ReplyQueue:
         dropped: list[Reply] = []
         while True:
             head = self.head
-            if head is None or head.kind == SYNC:
+            if head is None or head.kind == SYNC or head.kind == SINGLE:
                 self.skipping = head is None
                 break
             dropped.append(head)
@@ -613,4 +657,8 @@ class ReplyQueue:
             for reply in reversed(dropped):
                 if reply.kind == PARSE or reply.kind == CLOSE or reply.kind == QUERY or reply.edited:
                     peer.undone(reply, self.head)
+        if head is not None and head.kind == SINGLE:
+            head.sqlstate = failed.sqlstate
+            head.code = failed.code
+            self._executed(head, end)
         self._advance(end, now)

@@ -110,7 +110,9 @@ def converse(sent: list[Reply], received: bytes, shown: bool = True) -> Outcome:
         queue = ReplyQueue()
         queue.peer = recorder
         for reply in sent:
-            queue.push(Reply(reply.kind, reply.mode, reply.subject, reply.payload))
+            pushed = Reply(reply.kind, reply.mode, reply.subject, reply.payload)
+            pushed.parsing = reply.parsing
+            queue.push(pushed)
         queue.start()
         ready = False
         for piece in pieces:
@@ -368,3 +370,57 @@ def test_any_bytes_are_taken_or_rejected(data: bytes) -> None:
         queue.push(reply)
     with contextlib.suppress(ProtocolViolation):
         queue.scan(data, 1.0)
+
+
+def single(parses: bool = True) -> Reply:
+    reply = Reply(r.SINGLE, r.FORWARD, "single")
+    reply.parsing = parses
+    return reply
+
+
+@pytest.mark.parametrize("parses", [True, False])
+@pytest.mark.parametrize("described", [COLUMNS, NO_DATA, b""])
+@pytest.mark.parametrize(
+    ("result", "rows", "sqlstate"),
+    [
+        (ROW + ROW + DONE, 1, b""),
+        (EMPTY, 0, b""),
+        (COPY_OUT + COPY_DATA + COPY_DONE + DONE, 1, b""),
+        (ERROR, 0, b"42P01"),
+    ],
+)
+def test_a_single_statement_is_one_answer(
+    parses: bool, described: bytes, result: bytes, rows: int, sqlstate: bytes
+) -> None:
+    received = (PARSED if parses else b"") + BOUND + described + result + IDLE
+    outcome = converse([single(parses), *forward(r.QUERY)], received + DONE + IDLE)
+    assert outcome.client == received + DONE + IDLE
+    assert outcome.others == [("executed", "single", rows, sqlstate), ("executed", "0", 1, b"")]
+    assert outcome.ready and outcome.empty
+
+
+@pytest.mark.parametrize(("received", "undone"), [(ERROR, True), (PARSED + ERROR, False)])
+def test_a_single_statement_that_fails_before_it_runs(received: bytes, undone: bool) -> None:
+    outcome = converse([single()], received + IDLE)
+    assert outcome.client == received + IDLE and outcome.ready
+    told = [("executed", "single", 0, b"42P01")]
+    assert outcome.others == told + [("undone", "single")] * undone
+
+
+def test_a_single_statement_behind_a_parse_of_the_proxys_that_fails() -> None:
+    outcome = converse([Reply(r.PARSE, r.SKIP, "again"), single(False)], ERROR + IDLE)
+    assert outcome.client == IDLE, "what is told of the error is for its peer to say"
+    assert outcome.others == ["injected failed", ("undone", "again"), ("executed", "single", 0, b"42P01")]
+    assert outcome.ready
+
+
+@pytest.mark.parametrize(
+    "received",
+    [CLOSED, SUSPENDED, COPY_IN, PARSED + PARSED, BOUND + IDLE, DONE + DONE, message(b"t", b"\0\0")],
+)
+def test_what_a_single_statement_is_never_answered_with(received: bytes) -> None:
+    queue = ReplyQueue()
+    queue.peer = Recorder()
+    queue.push(single())
+    with pytest.raises(ProtocolViolation):
+        queue.scan(received, 1.0)
