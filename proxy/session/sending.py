@@ -300,6 +300,9 @@ def write_unit(
 def _write_single(server: Server, message: Message, out: Writer, now: float, settled: bool) -> None:
     """Write a statement that is one message, and queue its answer."""
     message.sent_at = now
+    # It may have been sent before, to a server that died.
+    message.parsing = message.data[message.start] == FE_PARSE
+    message.bound = False
     statement = message.statement
     assert statement is not None
     if len(message.name) > 0:
