@@ -22,7 +22,7 @@ MAX_BYTES: Final = 262_144
 
 
 @final
-@mypyc_attr(acyclic=True, free_list_len=1)
+@mypyc_attr(free_list_len=1)
 class Message(Reply):
     """One message of a client, data[start:end], and the reply that it will be owed.
 

@@ -90,12 +90,13 @@ _MAX_DESCRIPTION: Final = 1_048_576
 """A description is held whole: 1,664 columns or 65,535 parameters, PostgreSQL's limits, take 0.3 MB."""
 
 
-@mypyc_attr(acyclic=True)
 class Reply:
     """One answer that is owed; who sends may derive from it to keep what it knows of the message.
 
     `subject` is what the message was about, for the session to know again; `payload` is what a FAKE or REPLACE
     puts in the place of the server's answer. Times are seconds of the monotonic clock, 0.0 for not yet.
+
+    Not `acyclic` to mypyc, though it is: only what the collector knows of can be let go of in a long row.
     """
 
     def __init__(self, kind: i64, mode: i64, subject: object | None = None, payload: bytes = b"") -> None:

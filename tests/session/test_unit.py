@@ -96,3 +96,11 @@ def test_a_cleared_unit_is_as_new() -> None:
     names = ("first", "last", "length", "bytes", "intent", "reads_only", "special", "begins", "ends")
     for name in (*names, "ended_by", "refused", "runs_before_refused"):
         assert getattr(unit, name) == getattr(new, name), name
+
+
+def test_a_long_unit_is_let_go_of() -> None:
+    unit = Unit()
+    for _ in range(100_000):
+        unit.add(Message(FE_SYNC, SYNC, b"", 0, 0, None))
+    unit.clear()
+    assert unit.first is None

@@ -424,3 +424,10 @@ def test_what_a_single_statement_is_never_answered_with(received: bytes) -> None
     queue.push(single())
     with pytest.raises(ProtocolViolation):
         queue.scan(received, 1.0)
+
+
+def test_a_long_queue_is_let_go_of() -> None:
+    queue = ReplyQueue()
+    for _ in range(100_000):
+        queue.push(Reply(r.SYNC, r.FORWARD))
+    del queue
