@@ -9,7 +9,7 @@ import pytest
 from proxy import migrate
 from proxy.embedded import Cluster
 from proxy.resources import sql_directory
-from tests.integration.databases import database, dump, quiet
+from tests.integration.databases import database, dump, psql, quiet
 
 pytest_plugins = ["tests.integration.versions"]
 
@@ -55,3 +55,17 @@ def test_each_migration_up_down_and_up_leaves_the_same_catalogue(
     assert migrate.up(dsn, BUNDLED.branches, backup=None, say=quiet) == order
     assert dump(empty_cluster, "app") == stages[-1]
     assert migrate.validate(dsn, directories=[sql_directory()]) == []
+
+
+def test_psql_makes_the_same_of_all_that_is_bundled(empty_cluster: Cluster) -> None:
+    done, planned = database(empty_cluster, "done"), database(empty_cluster, "planned")
+    nothing = dump(empty_cluster, "planned")
+    order = migrate.up(done, BUNDLED.branches, backup=None, say=quiet)
+    ran = psql(empty_cluster, planned, migrate.plan(planned, BUNDLED.branches))
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert dump(empty_cluster, "planned") == dump(empty_cluster, "done")
+    assert migrate.validate(planned) == []
+    assert migrate.rollback(done, "base", backup=None, say=quiet) == order[::-1]
+    ran = psql(empty_cluster, planned, migrate.plan(planned, version="base"))
+    assert ran.returncode == 0, ran.stderr
+    assert dump(empty_cluster, "planned") == nothing
