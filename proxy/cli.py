@@ -361,7 +361,7 @@ def migrate_up(
         typer.Option(
             "--schema",
             metavar="NAME",
-            help="A branch; repeatable. [default: core, and what --directory holds]",
+            help="A branch; repeatable. [default: core, what --directory holds, and what was begun before]",
         ),
     ] = None,
     directory: OwnDirectory = None,

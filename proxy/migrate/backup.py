@@ -59,6 +59,8 @@ class Backup:
         parameters = _parameters(dsn, connection)
         password = connection.info.password
         path = self._path(connection.info.dbname)
+        # Whatever kills us, nothing unfinished bears a backup's name.
+        unfinished = path.with_name(f"{path.name}.partial")
         command = [
             self.pg_dump,
             "--format=custom",
@@ -68,7 +70,7 @@ class Backup:
         ]
         progress.at_work(f"backup to {path}")
         try:
-            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            file = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except OSError as problem:
             raise MigrationError(
                 f"cannot write the backup {path}: {problem.strerror}; name another --backup-directory"
@@ -83,13 +85,14 @@ class Backup:
             )
             os.fsync(file)
         except BaseException:
-            path.unlink()
+            unfinished.unlink()
             raise
         finally:
             os.close(file)
         if ended.returncode:
-            path.unlink()
+            unfinished.unlink()
             raise MigrationError(_failure(self.pg_dump, ended.stderr.decode(errors="replace").strip()))
+        unfinished.rename(path)
         seconds = time.monotonic() - started
         progress.backup = path
         progress.say(f"backup written to {path} ({path.stat().st_size:,} bytes, {seconds:.1f} s)")

@@ -34,7 +34,8 @@ def run(
 ) -> int:
     """Do what `pgsluice migrate ACTION` asks for, print it, and return the exit code.
 
-    Without `branches` `up` applies core and all branches of `directory`, and `create` takes the only one there.
+    Without `branches` `up` applies core, all branches of `directory` and whatever the database has something of,
+    and `create` takes the only one there.
     """
     directories = (sql_directory(), *((directory,) if directory else ()))
     if directory is not None and action != "create" and not directory.is_dir():
@@ -44,7 +45,8 @@ def run(
     if action in ("status", "validate"):
         found = (status if action == "status" else validate)(dsn, directories=directories)
         return _listed(action, found, as_json)
-    branches = branches or (CORE, *_own(directory))
+    if action == "up":
+        branches = branches or _usual(dsn, directory, directories)
     if dry_run:
         print(plan(dsn, branches, version, directories=directories), end="")
         return 0
@@ -101,6 +103,16 @@ def _progress(as_json: bool) -> Progress:
     if as_json:
         return Progress(quiet)
     return Progress(lambda line: print(line, flush=True), sys.stderr if sys.stderr.isatty() else None)
+
+
+def _usual(dsn: str, directory: Path | None, directories: Sequence[Path]) -> list[str]:
+    bundled = Migrations(directories).migrations
+    begun = [
+        bundled[each.revision].branch
+        for each in status(dsn, directories=directories)
+        if each.applied_at and each.revision in bundled
+    ]
+    return list(dict.fromkeys((CORE, *_own(directory), *begun)))
 
 
 def _own(directory: Path | None) -> list[str]:

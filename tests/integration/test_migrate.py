@@ -225,6 +225,23 @@ def test_a_directory_of_ones_own_stands_on_the_bundled_sql(
     assert applied(dsn) == ALL
 
 
+def test_up_goes_on_with_every_branch_that_was_begun(
+    empty_cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dsn = database(empty_cluster, "app")
+    assert migrate.run("up", dsn) == 0
+    assert applied(dsn) == ALL
+    assert migrate.run("up", dsn, branches=["taskmaster"]) == 0
+    every = applied(dsn)
+    assert migrate.run("rollback", dsn, version="taskmaster_0008") == 0
+    assert len(applied(dsn)) < len(every)
+    assert migrate.run("up", dsn) == 0
+    assert applied(dsn) == every
+    capsys.readouterr()
+    assert migrate.run("up", dsn, dry_run=True) == 0
+    assert capsys.readouterr().out == ""
+
+
 def test_drift_is_found(empty_cluster: Cluster, own_sql: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dsn = database(empty_cluster, "app")
     first, second = migrate.create("Add a column!", "core", directories=[own_sql])
@@ -389,7 +406,8 @@ def test_an_owner_who_may_create_roles_can_migrate(empty_cluster: Cluster) -> No
     assert up(dsn) == ALL
     assert rollback(admin, ALL[1]) == [ALL[3], ALL[2]]
     assert up(admin) == [ALL[2], ALL[3]]
-    assert rollback(dsn, "base") == ALL[::-1]
+    made = up(dsn, "taskmaster")
+    assert rollback(dsn, "base") == [*made[::-1], *ALL[::-1]]
     assert dump(empty_cluster, "app") == nothing
     # A superuser began it: whoever is a member of its roles may go on.
     assert up(admin) == ALL

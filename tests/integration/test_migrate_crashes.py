@@ -188,6 +188,48 @@ def test_the_program_killed_while_a_statement_runs(empty_cluster: Cluster, slow:
     assert up(dsn, slow) == ["notes_0001"]
 
 
+def test_an_interrupted_migration_leaves_nothing(empty_cluster: Cluster, slow: Path) -> None:
+    dsn = database(empty_cluster, "app")
+    process = started(dsn, slow)
+    at_work(dsn)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode not in (0, None) and "Traceback" not in errors
+    lock_is_gone(dsn)
+    assert values(dsn, "SELECT to_regnamespace('notes')") == [None]
+    assert sound(dsn, slow)
+
+
+def test_a_killed_backup_bears_no_backups_name(empty_cluster: Cluster, tmp_path: Path) -> None:
+    dsn = database(empty_cluster, "app")
+    up(dsn)
+    (tmp_path / "backups").mkdir()
+    # Like a long one: it tells its version, writes something, and goes on until its input's owner is gone.
+    pg_dump = tmp_path / "pg_dump"
+    major = int(values(dsn, "SHOW server_version_num")[0]) // 10000
+    pg_dump.write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && echo "pg_dump (PostgreSQL) {major}.1" && exit\n'
+        "echo PGDMP\nwhile kill -0 $PPID; do sleep 0.05; done\n"
+    )
+    pg_dump.chmod(0o755)
+    command = [sys.executable, "-m", "proxy", "migrate", "rollback", "base", "--dsn", dsn]
+    options = ["--pg-dump", str(pg_dump), "--backup-directory", str(tmp_path / "backups")]
+    process = subprocess.Popen(
+        [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+    def written() -> list[Path]:
+        return [file for file in (tmp_path / "backups").iterdir() if file.stat().st_size]
+
+    (begun,) = wait_until(written, 60.0, "a backup is begun")
+    assert (begun.suffix, begun.stat().st_mode & 0o777) == (".partial", 0o600)
+    process.kill()
+    process.communicate()
+    lock_is_gone(dsn)
+    assert sound(dsn)
+    assert list((tmp_path / "backups").glob("*.dump")) == []
+
+
 def test_whoever_waits_goes_on_when_the_other_is_killed(empty_cluster: Cluster, slow: Path) -> None:
     dsn = database(empty_cluster, "app")
     first = started(dsn, slow)
