@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from proxy.query.intent import DDL, PRIMARY, READ, READONLY, SESSION, TRANSACTION, UNKNOWN, WRITE, Intent
+from proxy.query.parameters import FOLDING
 
 POOL_PARAMETER: Final = "sluice.pool"
 OWN_PREFIX: Final = "sluice."
@@ -34,6 +35,7 @@ class Facts:
         self.sets_pool = False
         self.settings: dict[str, None] = {}
         self.resets: dict[str, None] = {}
+        self.local_settings: dict[str, None] = {}
         self.shows_pool = False
         self.pins: dict[str, None] = {}
         self.unpins: dict[str, None] = {}
@@ -121,6 +123,8 @@ class Facts:
     def change(self, name: str, *, local: bool, reset: bool) -> None:
         """Note that a parameter changes beyond the transaction, unless it is `local`."""
         if local or name in _TRANSACTION_PARAMETERS:
+            if name in FOLDING:
+                self.local_settings[name] = None
             return
         self.settings[name] = None
         if reset:
@@ -154,6 +158,7 @@ class Facts:
             self.sets_pool,
             tuple(self.settings),
             tuple(self.resets),
+            tuple(self.local_settings),
             self.shows_pool,
             self.pin,
             tuple(self.pins),

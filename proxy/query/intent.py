@@ -37,6 +37,7 @@ class Intent:
         sets_pool: bool,
         settings: tuple[str, ...],
         resets: tuple[str, ...],
+        local_settings: tuple[str, ...],
         shows_pool: bool,
         pin: str,
         pins: tuple[str, ...],
@@ -74,6 +75,8 @@ class Intent:
         self.settings: Final = settings
         # Those of them that may be given back the value that they had at the start; "all" too.
         self.resets: Final = resets
+        # Parameters on which the meaning of literals depends, that change for the transaction alone.
+        self.local_settings: Final = local_settings
         # It asks for the value of sluice.pool, which no server knows unless it was set.
         self.shows_pool: Final = shows_pool
         # Why the session must keep its server connection, "" where it needn't.
@@ -109,6 +112,6 @@ class Intent:
         # RESET ALL or DISCARD ALL: the identity goes with everything else.
         self.sweeps: Final = unclean == "RESET ALL" or unclean == "DISCARD ALL"
         # The session has something to do for it before it runs.
-        self.special: Final = bool(pin or unpins or unclean or settings or shows_pool)
+        self.special: Final = bool(pin or unpins or unclean or settings or local_settings or shows_pool)
         # What every access record of this text shares, encoded; filled by the access log.
         self.log_part: bytes = b""

@@ -90,6 +90,29 @@ _WITHOUT_MEANING: Final = frozenset(
 """Parameters that change nothing in what a statement means."""
 
 
+FOLDING: Final = frozenset(
+    {
+        "array_nulls",
+        "backslash_quote",
+        "client_encoding",
+        "datestyle",
+        "escape_string_warning",
+        "intervalstyle",
+        "lc_monetary",
+        "lc_numeric",
+        "lc_time",
+        "search_path",
+        "standard_conforming_strings",
+        "timezone",
+        "timezone_abbreviations",
+        "transform_null_equals",
+        "xmlbinary",
+        "xmloption",
+    }
+)
+"""Parameters that the lexer, the parser and the input functions of PostgreSQL's own types read."""
+
+
 @final
 class Profile:
     """Parameter values by lower-cased name, immutable and interned."""

@@ -397,6 +397,8 @@ class Answering(SessionState):
                 self._apply_look(server)
             elif self.looks and self._look(server):
                 return
+            if self.touched:
+                self.touched = {}
             statements = self.statements
             if statements.portals or statements.unnamed_portal is not None:
                 statements.end_transaction()

@@ -25,6 +25,7 @@ from proxy.session.deferral import (
     end_tag,
     sole_intent,
 )
+from proxy.session.folding import lacking, parse_apart
 from proxy.session.preparing import Preparing
 from proxy.session.retry import anew, failed, may_try_again
 from proxy.session.sending import Writer, undo, write_begin, write_unit
@@ -274,6 +275,14 @@ class Lending(Preparing):
             return
         out = self.out
         begin = self.begin
+        lacks: list[Statement] | None = None
+        if (unit.special or self.touched) and not self.awaits_sync:
+            lacks = lacking(server, unit)
+            if lacks and self.touched and server.replies.head is not None:
+                # They are parsed apart from what it has set, with nothing outstanding.
+                self.held_unit = unit
+                self.waits |= FOR_IDLE
+                return
         idle = (
             not ((self.in_transaction and begin is None) or self.awaits_sync) and server.replies.head is None
         )
@@ -296,6 +305,8 @@ class Lending(Preparing):
                 # A Sync of ours may have to stand in front of it, and it must not run should the BEGIN fail.
                 self._begin_first(server, unit, out)
                 return
+        if lacks:
+            parse_apart(server, unit, lacks, self.touched, out)
         decides = unit.sweeps
         for intent in unit.special:
             if unit.refused is not None and not unit.runs_before_refused:
@@ -428,6 +439,9 @@ class Lending(Preparing):
             server.retire_at = _NOW
         if intent.settings:
             self._touch(server, intent)
+        for name in intent.local_settings:
+            # Gone with the transaction, but for what is parsed under it.
+            self.touched.setdefault(name, False)
         return None
 
     def _touch(self, server: Server, intent: Intent) -> None:

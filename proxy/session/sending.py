@@ -6,6 +6,7 @@ sent, what it lacks is sent in front.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, final
 
 from librt.strings import read_i32_be
@@ -170,8 +171,15 @@ def write_between(
     if not settings:
         return
     values = [each.encode() for setting in settings for each in setting]
-    out.put(close_statement(_BETWEEN) + parse(_BETWEEN, _set_config(len(settings))))
-    out.put(bind_text(_BETWEEN, values) + execute(_BETWEEN) + close_portal(_BETWEEN))
+    write_command(server, _set_config(len(settings)), out, subject, values)
+
+
+def write_command(
+    server: Server, sql: bytes, out: Writer, subject: object | None, values: Sequence[bytes] = ()
+) -> None:
+    """Write one statement of the proxy's own among a client's messages, with its parameters' values."""
+    out.put(close_statement(_BETWEEN) + parse(_BETWEEN, sql))
+    out.put(bind_text(_BETWEEN, list(values)) + execute(_BETWEEN) + close_portal(_BETWEEN))
     for kind in (CLOSE, PARSE, BIND, EXECUTE, CLOSE):
         server.replies.push(Reply(kind, SKIP, subject))
 
@@ -191,7 +199,7 @@ def write_begin(server: Server, begin: Statement, out: Writer) -> None:
         closing = server.hold(begin)
         if closing:
             out.put(closing)
-        _write_parse(server, begin, out)
+        write_parse(server, begin, out)
     out.put(bind_unnamed(begin.name) + execute(b""))
     replies.push(Reply(BIND, SKIP, BEGIN))
     replies.push(Reply(EXECUTE, SKIP, BEGIN))
@@ -244,7 +252,7 @@ def write_unit(
             if statement is not None:
                 if len(message.name) > 0:
                     if not server.holds(statement):
-                        _parse_again(server, statement, out, settled)
+                        parse_again(server, statement, out, settled)
                 elif server.unnamed is not statement:
                     server.unnamed = statement
                     out.put(statement.unnamed_message())
@@ -307,7 +315,7 @@ def _write_single(server: Server, message: Message, out: Writer, now: float, set
     assert statement is not None
     if len(message.name) > 0:
         if not server.holds(statement):
-            _parse_again(server, statement, out, settled)
+            parse_again(server, statement, out, settled)
         out.put(
             bind_renamed(
                 message.data,
@@ -341,7 +349,7 @@ def undo(peer: Peer, message: Message | None) -> None:
         peer.undone(reply, None)
 
 
-def _parse_again(server: Server, statement: Statement, out: Writer, settled: bool) -> None:
+def parse_again(server: Server, statement: Statement, out: Writer, settled: bool) -> None:
     """Prepare a named statement where the server connection lacks it, under the settings that it belongs to."""
     closing = server.hold(statement)
     if closing:
@@ -349,22 +357,23 @@ def _parse_again(server: Server, statement: Statement, out: Writer, settled: boo
     theirs = statement.profile
     ours = server.profile
     if theirs is None or ours is None or theirs is ours or (settled and theirs.parse_key == ours.parse_key):
-        _write_parse(server, statement, out)
+        write_parse(server, statement, out)
         return
     there = settings_between(server, ours, theirs) if settled else None
     back = settings_between(server, theirs, ours) if settled else None
     if there is None or back is None:
         # They can't be restored here: it serves this once as it is, and nobody else.
-        _write_parse(server, statement, out)
+        write_parse(server, statement, out)
         server.outdate(statement)
         return
     # In a failed transaction the client gets what the server says to that.
     write_between(server, there, out, UNNAMED)
-    _write_parse(server, statement, out)
+    write_parse(server, statement, out)
     write_between(server, back, out, UNNAMED)
 
 
-def _write_parse(server: Server, statement: Statement, out: Writer) -> None:
+def write_parse(server: Server, statement: Statement, out: Writer) -> None:
+    """Write what prepares `statement`."""
     out.put(statement.parse_message)
     replies = server.replies
     if not statement.by_sql:
@@ -394,7 +403,7 @@ def _write_edit(server: Server, message: Message, edit: Edit, out: Writer, settl
     if code != FE_EXECUTE:
         for statement in edit.needs:
             if not (failed and statement.sql) and not server.holds(statement):
-                _parse_again(server, statement, out, settled)
+                parse_again(server, statement, out, settled)
     if code == FE_QUERY:
         if replies.tail is not last:
             # Nothing is outstanding: the session sees to that.

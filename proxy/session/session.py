@@ -308,7 +308,7 @@ class Session(Lending):
         elif kind != FE_BIND and kind != FE_PARSE and length > MAX_SMALL_MESSAGE:
             raise ProtocolViolation("invalid message length")
         # What a pinned session prepares may be about tables of its own; settings that changed are not known yet.
-        profile = None if self.touched or self.pinned else self.profile
+        profile = None if self.touched or self.pinned or self.unit.special else self.profile
         message = read_message(
             self.statements, database.intents, database.statements, profile, kind, data, start, end
         )

@@ -62,7 +62,8 @@ class Unit:
         self.last: Message | None = None
         self.length: i64 = 0
         self.bytes: i64 = 0
-        # The statement that decides where the unit goes: the first that is not proven to read.
+        # The statement that decides where the unit goes: the first that is not proven to read, or needs the primary
+        # where one before it (a SET) doesn't.
         self.intent: Intent | None = None
         self.reads_only = True
         # It was sent once and not answered: once more is enough.
@@ -120,7 +121,9 @@ class Unit:
         """Note that a statement with `intent` is part of the unit."""
         known = self.intent
         if known is None or (
-            known is not intent and known.kind == READ and (intent.kind != READ or intent.target != READONLY)
+            known is not intent
+            and (known.kind == READ or known.target == READONLY)
+            and ((known.kind == READ and intent.kind != READ) or intent.target != READONLY)
         ):
             self.intent = intent
         if intent.special:

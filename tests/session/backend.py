@@ -145,6 +145,7 @@ class Backend:
         self._out: list[bytes] = []
         self._uncommitted: list[str] = []
         self._before: dict[str, str] | None = None
+        self._savepoints: list[tuple[str, dict[str, str], int]] = []
         self._changed: dict[str, str] = {}
         self._skipping = False
         self._copying = ""
@@ -371,6 +372,8 @@ class Backend:
             self.status = "T"
             self._before = dict(self.settings)
             return word, None
+        if " SAVEPOINT " in " " + sql:
+            return self._savepoint(sql)
         if word in ("COMMIT", "ROLLBACK"):
             return self._end(word), None
         if self.status == "I" and self._before is None:
@@ -424,11 +427,29 @@ class Backend:
         del self.statements[name]
         return word, None
 
+    def _savepoint(self, sql: str) -> tuple[str, None]:
+        word, name = sql.split(" ")[0], sql.split(" ")[-1]
+        if self.status != "T":
+            raise Failed("25P01")
+        if word == "SAVEPOINT":
+            self._savepoints.append((name, dict(self.settings), len(self._uncommitted)))
+            return word, None
+        if self._savepoints[-1][0] != name:
+            raise Failed("3B001")
+        if word == "RELEASE":
+            self._savepoints.pop()
+        else:
+            _, settings, kept = self._savepoints[-1]
+            self._change(settings)
+            self._uncommitted = self._uncommitted[:kept]
+        return word, None
+
     def _end(self, word: str) -> str:
         if word == "ROLLBACK" or self.status == "E":
             self._abort()
             word = "ROLLBACK"
         self.status = "I"
+        self._savepoints = []
         self._end_implicit()
         return word
 

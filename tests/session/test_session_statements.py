@@ -257,6 +257,84 @@ def test_a_statement_is_parsed_elsewhere_under_the_settings_it_was_prepared_unde
     assert second.settings["timezone"] == "Asia/Tokyo"
 
 
+@pytest.mark.parametrize("pipelined", [False, True])
+def test_a_statement_keeps_its_settings_behind_set_local(world: World, pipelined: bool) -> None:
+    client, other = world.client(), world.client()
+    client.ask(parse("s", INSERT), parse("t", READ), SYNC)
+    other.ask(query("BEGIN"))
+    begun = query("BEGIN") + query("SET LOCAL TimeZone = 'Asia/Tokyo'")
+    if pipelined:
+        assert kinds(client.ask(begun, use("s"))) == "C ZT C S:TimeZone=Asia/Tokyo ZT 2 C ZT"
+    else:
+        client.ask(begun)
+        assert kinds(client.ask(use("s"))) == "2 C ZT"
+    second = world.of("primary")[1]
+    assert second.parsed_under[INSERT] == "UTC" and second.settings["timezone"] == "Asia/Tokyo"
+    assert kinds(client.ask(use("s"))) == "2 C ZT"
+    assert second.transport.all.count(INSERT.encode()) == 1
+    assert kinds(client.ask(query("EXECUTE t"))) == "T D C ZT"
+    assert second.parsed_under[READ] == "UTC" and second.settings["timezone"] == "Asia/Tokyo"
+    client.ask(query("COMMIT"), use("s"))
+    assert second.transport.all.count(INSERT.encode()) == 1
+
+
+def test_what_is_parsed_behind_set_local_is_shared_with_nobody() -> None:
+    world = World(maximum=1)
+    client, other = world.client(), world.client()
+    tokyo = "SET LOCAL TimeZone = 'Asia/Tokyo'"
+    assert kinds(client.ask(query("BEGIN"), query(tokyo), parse("s", INSERT), SYNC, query("COMMIT")))
+    (backend,) = world.of("primary")
+    assert backend.parsed_under[INSERT] == "Asia/Tokyo"
+    other.ask(parse("s", INSERT), use("s"))
+    assert backend.parsed_under[INSERT] == "UTC"
+    client.ask(parse("", "BEGIN"), bind(), execute(), SYNC)
+    within = parse("", tokyo) + bind() + execute() + parse("t", READ) + SYNC
+    client.ask(within, query("COMMIT"))
+    assert backend.parsed_under[READ] == "Asia/Tokyo"
+    other.ask(query("BEGIN"), parse("t", READ), use("t"), query("COMMIT"))
+    assert backend.parsed_under[READ] == "UTC"
+
+
+@pytest.mark.parametrize("begin", [b"", parse("", "BEGIN") + bind() + execute() + SYNC])
+@pytest.mark.parametrize("scope", ["", "LOCAL "])
+def test_a_statement_keeps_its_settings_behind_a_set_in_its_own_unit(
+    world: World, begin: bytes, scope: str
+) -> None:
+    client, other = world.client(), world.client()
+    client.ask(parse("s", INSERT), SYNC)
+    other.ask(query("BEGIN"), query(INSERT))
+    client.ask(begin)
+    answer = client.ask(parse("", f"SET {scope}TimeZone = 'Asia/Tokyo'"), bind(), execute(), use("s"))
+    assert kinds(answer).startswith("1 2 C 2 C ")
+    second = world.of("primary")[1]
+    assert second.parsed_under[INSERT] == "UTC"
+    assert second.sql[-1] == INSERT, "it writes, whatever stands before it"
+
+
+def test_what_changes_no_literal_takes_no_savepoint(world: World) -> None:
+    client, other = world.client(), world.client()
+    client.ask(parse("s", INSERT), SYNC)
+    other.ask(query("BEGIN"))
+    client.ask(query("BEGIN"), query("SET a.b = '1'"))
+    assert kinds(client.ask(use("s"))) == "2 C ZT"
+    second = world.of("primary")[1]
+    assert b"SAVEPOINT" not in second.transport.all
+    client.ask(query("COMMIT"), use("s"))
+    assert second.transport.all.count(INSERT.encode()) == 1
+
+
+def test_a_statement_that_no_longer_parses_behind_set_local_fails_the_transaction(world: World) -> None:
+    client, other = world.client(), world.client()
+    client.ask(parse("s", INSERT), SYNC)
+    other.ask(query("BEGIN"))
+    client.ask(query("BEGIN"), query("SET TimeZone = 'Asia/Tokyo'"))
+    second = world.of("primary")[1]
+    second.fails[INSERT] = "42P01"
+    assert kinds(client.ask(use("s"))) == "E:42P01 S:TimeZone=UTC ZE"
+    assert kinds(client.ask(use("s"))) == "E:25P02 ZE"
+    assert kinds(client.ask(query("ROLLBACK"), use("s"))).endswith("ZI 2 C ZI")
+
+
 def test_what_is_prepared_behind_a_set_is_not_taken_for_what_others_prepare(world: World) -> None:
     client, other = world.client(), world.client()
     client.ask(parse("first", READ), SYNC)
