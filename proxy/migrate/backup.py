@@ -107,7 +107,7 @@ def _parameters(dsn: str, connection: psycopg.Connection[Any]) -> dict[str, Any]
     """Return how to reach the very server that `connection` is on, without its password."""
     info = connection.info
     # A choice among several hosts was made already.
-    made = ("password", "options", "hostaddr", "target_session_attrs", "load_balance_hosts")
+    made = ("password", "hostaddr", "target_session_attrs", "load_balance_hosts")
     given = {name: value for name, value in conninfo_to_dict(dsn).items() if name not in made}
     if "sslpassword" in given:
         raise MigrationError(

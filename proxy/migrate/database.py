@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
@@ -44,7 +45,7 @@ def connected(dsn: str, progress: Progress) -> Iterator[Connection]:
     """Open a connection for the time of a `with` block; what the server refuses is a MigrationError."""
 
     def connect() -> psycopg.Connection:
-        given = str(conninfo_to_dict(dsn).get("options") or "")
+        given = str(conninfo_to_dict(dsn).get("options") or os.environ.get("PGOPTIONS", ""))
         connection = psycopg.connect(
             dsn,
             application_name="pgsluice migrate",

@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from proxy import migrate
 from proxy.embedded import Cluster
@@ -388,6 +389,27 @@ def test_a_terminal_is_shown_which_statement_runs(empty_cluster: Cluster, tmp_pa
         "core_0004 access_log",
     ]
     assert "\x1b" not in said
+
+
+def test_ones_own_options_count_and_timeouts_do_not(
+    empty_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own"
+    text = (
+        "-- depends: core_0004\nCREATE SCHEMA notes; CREATE TABLE notes.a AS"
+        " SELECT current_setting('work_mem') || current_setting('statement_timeout') AS found;"
+    )
+    write_migration(own / "notes", "0001_a", text, "DROP SCHEMA notes CASCADE;")
+    dsn = database(empty_cluster, "app")
+    execute(dsn, "ALTER DATABASE app SET statement_timeout = '5min'")
+    both = [sql_directory(), own]
+    with_options = make_conninfo(dsn, options="-c work_mem=5MB")
+    migrate.up(with_options, ["notes"], directories=both, backup=None, say=quiet)
+    assert values(dsn, "SELECT found FROM notes.a") == ["5MB0"]
+    migrate.rollback(dsn, "notes@base", directories=both, backup=None, say=quiet)
+    monkeypatch.setenv("PGOPTIONS", "-c work_mem=6MB -c search_path=notes")
+    migrate.up(dsn, ["notes"], directories=both, backup=None, say=quiet)
+    assert values(dsn, "SELECT found FROM notes.a") == ["6MB0"]
 
 
 # Without a superuser.
