@@ -119,10 +119,10 @@ CREATE TABLE taskmaster.tasks (
     updated_at timestamptz NOT NULL DEFAULT now(),
     CHECK (completed_at >= started_at)
 );
--- The three arms of the policy, each in the order in which tasks are taken.
-CREATE INDEX tasks_created_by_idx ON taskmaster.tasks (created_by, status, priority DESC, created_at);
-CREATE INDEX tasks_assigned_to_idx ON taskmaster.tasks (assigned_to, status, priority DESC, created_at);
-CREATE INDEX tasks_project_id_idx ON taskmaster.tasks (project_id, status, priority DESC, created_at);
+-- The three arms of the policy, each in the order in which tasks are taken, and with the id that taskmaster.visible_tasks reads.
+CREATE INDEX tasks_created_by_idx ON taskmaster.tasks (created_by, status, priority DESC, created_at) INCLUDE (id);
+CREATE INDEX tasks_assigned_to_idx ON taskmaster.tasks (assigned_to, status, priority DESC, created_at) INCLUDE (id);
+CREATE INDEX tasks_project_id_idx ON taskmaster.tasks (project_id, status, priority DESC, created_at) INCLUDE (id);
 CREATE INDEX tasks_status_idx ON taskmaster.tasks (status, priority DESC, created_at);
 CREATE INDEX tasks_active_idx ON taskmaster.tasks (priority DESC, created_at)
     WHERE status IN ('pending', 'in_progress');

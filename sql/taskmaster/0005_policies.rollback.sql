@@ -23,3 +23,5 @@ BEGIN
     END LOOP;
 END
 $do$;
+SET LOCAL ROLE sluice_definer;
+DROP FUNCTION taskmaster.visible_tasks();

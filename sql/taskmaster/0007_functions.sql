@@ -98,23 +98,6 @@ $f$;
 COMMENT ON FUNCTION taskmaster.get_task_statistics(uuid, timestamptz) IS
     'Count the caller''s tasks by status; administrators of many tasks read task_statistics_daily instead';
 
-CREATE FUNCTION taskmaster.get_runnable_tasks(max_tasks integer DEFAULT 50, project_id uuid DEFAULT NULL)
-RETURNS SETOF taskmaster.tasks
-LANGUAGE sql STABLE
-SET search_path = pg_catalog, pg_temp
-SET plan_cache_mode = force_custom_plan
-AS $f$
-    SELECT t.* FROM taskmaster.tasks t
-    WHERE t.status = 'pending'
-      AND (get_runnable_tasks.project_id IS NULL OR t.project_id = get_runnable_tasks.project_id)
-      AND NOT EXISTS (SELECT FROM taskmaster.task_dependencies d
-                      WHERE d.task_id = t.id AND d.satisfied_at IS NULL AND d.dependency_type = 'blocks')
-    ORDER BY t.priority DESC, t.created_at
-    LIMIT max_tasks
-$f$;
-COMMENT ON FUNCTION taskmaster.get_runnable_tasks(integer, uuid) IS
-    'Return pending tasks that wait for no other, the most urgent first';
-
 CREATE FUNCTION taskmaster.create_workflow(name text, definition jsonb DEFAULT '{}', description text DEFAULT NULL,
     workflow_type text DEFAULT 'general', project_id uuid DEFAULT NULL, parent_workflow_id uuid DEFAULT NULL,
     configuration jsonb DEFAULT '{}', priority integer DEFAULT 5, tags jsonb DEFAULT '[]',
@@ -220,7 +203,6 @@ REVOKE ALL ON FUNCTION
     taskmaster.create_task(text, text, text, integer, uuid, uuid, uuid, text, jsonb, jsonb, uuid[]),
     taskmaster.update_task_status(uuid, text, text), taskmaster.get_task_hierarchy(uuid, integer),
     taskmaster.calculate_task_completion(uuid), taskmaster.get_task_statistics(uuid, timestamptz),
-    taskmaster.get_runnable_tasks(integer, uuid),
     taskmaster.create_workflow(text, jsonb, text, text, uuid, uuid, jsonb, integer, jsonb, text),
     taskmaster.update_workflow_step(uuid, text, text, jsonb), taskmaster.get_workflow_progress(uuid) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
@@ -230,5 +212,5 @@ GRANT EXECUTE ON FUNCTION
     taskmaster.update_workflow_step(uuid, text, text, jsonb) TO sluice_readwrite, sluice_admin;
 GRANT EXECUTE ON FUNCTION
     taskmaster.get_task_hierarchy(uuid, integer), taskmaster.calculate_task_completion(uuid),
-    taskmaster.get_task_statistics(uuid, timestamptz), taskmaster.get_runnable_tasks(integer, uuid),
+    taskmaster.get_task_statistics(uuid, timestamptz),
     taskmaster.get_workflow_progress(uuid) TO authenticated_users;

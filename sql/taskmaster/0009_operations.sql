@@ -68,12 +68,8 @@ BEGIN
         RAISE insufficient_privilege USING MESSAGE = 'permission denied to log calls of integrations',
             DETAIL = 'INSUFFICIENT_PERMISSIONS', HINT = 'Use a key that holds the permission write:tasks.';
     END IF;
-    IF NOT everything AND NOT EXISTS (
-        SELECT FROM taskmaster.tasks t
-        WHERE t.id = log_api_call.task_id
-          AND (t.created_by = me OR t.assigned_to = me
-               OR t.project_id = ANY (ARRAY(SELECT p.id FROM taskmaster.projects p WHERE p.owner_id = me))))
-       AND log_api_call.task_id IS NOT NULL
+    IF NOT everything AND log_api_call.task_id IS NOT NULL
+       AND log_api_call.task_id NOT IN (SELECT taskmaster.visible_tasks())
     THEN
         RAISE foreign_key_violation USING MESSAGE = format('there is no row %s in tasks', log_api_call.task_id);
     END IF;

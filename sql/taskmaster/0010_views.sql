@@ -71,9 +71,9 @@ SELECT metric_name, component, metric_unit, count(*) AS samples, avg(metric_valu
        min(metric_value) AS least, max(metric_value) AS most,
        percentile_cont(0.95) WITHIN GROUP (ORDER BY metric_value) AS p95, max(recorded_at) AS last_recorded_at
 FROM taskmaster.system_metrics
-WHERE recorded_at >= now() - interval '1 day'
+WHERE recorded_at >= now() - interval '1 hour'
 GROUP BY metric_name, component, metric_unit;
-COMMENT ON VIEW taskmaster.performance_monitoring IS 'Metrics of the last day, for read:metrics';
+COMMENT ON VIEW taskmaster.performance_monitoring IS 'Metrics of the last hour, for read:metrics';
 
 -- Names of earlier generations
 
