@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Sequence
 from functools import cache
@@ -18,6 +19,7 @@ SELECT rolname || ' ' || rolcanlogin || ' ' || coalesce(shobj_description(r.oid,
        || ARRAY(SELECT pg_get_userbyid(m.roleid) FROM pg_auth_members m WHERE m.member = r.oid ORDER BY 1)::text
 FROM pg_roles r WHERE r.oid >= 16384 ORDER BY 1
 """
+_POLICY_ROLES = re.compile(r"(?<=^CREATE POLICY )(.*? TO )([a-z_]+(?:, [a-z_]+)*)")
 
 
 def quiet(_: str) -> None:
@@ -51,7 +53,13 @@ def dump(cluster: Cluster, name: str) -> list[str]:
     """Return the schema as pg_dump writes it, and the roles with their memberships and comments."""
     options = ("--schema-only", *_restricted(cluster.bin_dir / "pg_dump"))
     text = cluster.run("pg_dump", *options, cluster.primary.dsn(name))
-    return [*text.splitlines(), *values(cluster.primary.dsn(name), _ROLES)]
+    # A policy's roles come in the order in which pg_authid has them, which is another one once they were dropped.
+    lines = [_POLICY_ROLES.sub(_sorted, line) for line in text.splitlines()]
+    return [*lines, *values(cluster.primary.dsn(name), _ROLES)]
+
+
+def _sorted(found: re.Match[str]) -> str:
+    return f"{found[1]}{', '.join(sorted(found[2].split(', ')))}"
 
 
 def psql(cluster: Cluster, dsn: str, script: str) -> subprocess.CompletedProcess[str]:
