@@ -94,7 +94,7 @@ def rigs(wanted: list[str], pool_size: int = POOL_SIZE) -> Iterator[tuple[list[R
         with ExitStack() as stack:
             cluster = stack.enter_context(Cluster(directory / "postgresql", replicas=0, settings=settings))
             passwords = _install(cluster)
-            makers = {"direct": _direct, "pgbouncer": _pgbouncer, "pgsluice": _pgsluice}
+            makers = {"direct": _direct, "pgbouncer": _pgbouncer, "pgsluice": pgsluice}
             running = [
                 stack.enter_context(makers[name](cluster, directory, passwords, pool_size)) for name in wanted
             ]
@@ -196,7 +196,7 @@ def _pgbouncer(cluster: Cluster, directory: Path, passwords: dict[str, str], poo
 
 
 @contextmanager
-def _pgsluice(cluster: Cluster, directory: Path, passwords: dict[str, str], pool_size: int) -> Iterator[Rig]:
+def pgsluice(cluster: Cluster, directory: Path, passwords: dict[str, str], pool_size: int) -> Iterator[Rig]:
     import proxy
 
     home = directory / "pgsluice"
@@ -204,7 +204,7 @@ def _pgsluice(cluster: Cluster, directory: Path, passwords: dict[str, str], pool
     with psycopg.connect(cluster.primary.dsn(DATABASE)) as admin:
         row = admin.execute(
             "SELECT sluice.generate_api_key('benchmark', 'bench@example.com', %s)",
-            (Jsonb(["read:tasks", "write:tasks"]),),
+            (Jsonb(["read:tasks", "write:tasks", "read:metrics"]),),
         ).fetchone()
     assert row is not None
     key = str(row[0]["api_key"])
