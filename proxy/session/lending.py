@@ -146,6 +146,9 @@ class Lending(Preparing):
             return False
         if not begins_plainly(intent, self._route_of(unit).host_role == REPLICA):
             return False
+        if "listen" in self.pins:
+            # In a transaction no notification comes: the server has to know of it.
+            return False
         self.begin = self.database.statements.get(
             _text_of(unit), NO_TYPES, intent, self.database.profiles.empty
         )

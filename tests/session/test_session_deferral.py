@@ -318,6 +318,15 @@ def test_a_session_that_holds_its_connection_saves_the_round_trip_too(world: Wor
     assert kinds(client.ask(query("ROLLBACK"))) == "C ZI"
 
 
+def test_a_session_that_listens_begins_at_once(world: World, client: Client) -> None:
+    client.ask(query("LISTEN a"))
+    assert client.session.pinned
+    client.send(query("BEGIN"))
+    assert client.take() == b"", "a notification must not come within the transaction"
+    world.settle()
+    assert kinds(client.take()) == "C ZT"
+
+
 def test_without_lazy_begin_it_goes_to_the_server(world: World, client: Client) -> None:
     world.database.lazy_begin = False
     assert kinds(client.ask(query("BEGIN"))) == "C ZT"
