@@ -31,7 +31,15 @@ from proxy.config import (
     load,
     refuse_unavailable,
 )
-from proxy.errors import IdleInTransaction, IdleSession, KeyRevoked, ShuttingDown, SluiceError, reason
+from proxy.errors import (
+    IdleInTransaction,
+    IdleSession,
+    KeyRevoked,
+    QueryTimeout,
+    ShuttingDown,
+    SluiceError,
+    reason,
+)
 from proxy.http import server as http_server
 from proxy.logs import configure
 from proxy.observe.access_log import AccessLog
@@ -368,6 +376,9 @@ class Proxy:
                     elif (server := session.overdue(now, served.query_timeout)) is not None:
                         if session.pool is not None:
                             spawn(cancel_held(server, session.pool), "cancel a statement over its timeout")
+                    elif session.defies(now, served.query_timeout):
+                        # The server heeds no cancel: a function may catch it, a COPY waits for its client.
+                        session.fatal(QueryTimeout(extra=f"query_timeout={served.query_timeout:g}s"))
 
     async def _copy_access_log(self, payload: Iterable[memoryview]) -> None:
         await next(iter(self.served.values())).copy_access_log(payload)

@@ -466,7 +466,9 @@ class Answering(SessionState):
         if not look.needed:
             return False
         self.look = look
-        server.replies.push(Reply(QUERY, SKIP, look))
+        question = Reply(QUERY, SKIP, look)
+        question.sent_at = server.last_byte_at
+        server.replies.push(question)
         server.outlet.write(look.query())
         self.waits |= FOR_LOOK
         return True

@@ -507,7 +507,7 @@ async def _try_on_server(database: Database, profile: Profile) -> dict[bytes, by
     def finish(errand: Ask) -> None:
         # Here, and not behind the await: the login may have given up by then.
         if errand.server is not None and errand.parameters:
-            pool.give_back(errand.server, time.monotonic())
+            pool.came_late(errand.server, time.monotonic())
         if not answered.done():
             answered.set_result(None)
 
@@ -519,6 +519,8 @@ async def _try_on_server(database: Database, profile: Profile) -> dict[bytes, by
         await answered
     finally:
         pool.leave(errand)
+        if errand.server is not None and answered.cancelled():
+            pool.abandon(errand.server, time.monotonic())
     if errand.failure is not None:
         raise errand.failure
     if errand.error:

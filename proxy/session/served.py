@@ -294,6 +294,9 @@ class Served:
             if host.up:
                 for pool in host.pools.values():
                     pool.maintain(now)
+            else:
+                for pool in host.pools.values():
+                    pool.give_up(now)
 
     # -- wiring
 

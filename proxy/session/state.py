@@ -45,7 +45,7 @@ from proxy.wire.codes import IDLE as STATUS_IDLE
 from proxy.wire.messages import (
     error_response,
 )
-from proxy.wire.replies import FORWARD, Reply
+from proxy.wire.replies import QUERY, SYNC, Reply
 
 # What a session waits for, as bits.
 FOR_SERVER: Final[i64] = 1  # a server connection
@@ -55,6 +55,10 @@ FOR_SOCKET: Final[i64] = 8  # the server to read
 FOR_REPLIES: Final[i64] = 16  # the reply queue to become shorter
 FOR_LOOK: Final[i64] = 32  # what the server says of settings and pins
 FOR_SWEEP: Final[i64] = 64  # the answer to a RESET ALL or DISCARD ALL in the middle of a transaction
+
+
+CANCEL_PATIENCE: Final = 5.0
+"""Seconds that a statement over its time has to end in: as long as its cancel request may be on the way."""
 
 
 class SessionState(Borrower):
@@ -210,7 +214,7 @@ class SessionState(Borrower):
         if limit <= 0.0 or server is None:
             return None
         statement = head = server.replies.head
-        while statement is not None and (statement.mode != FORWARD or statement.sent_at == 0.0):
+        while statement is not None and statement.sent_at == 0.0:
             # A Parse or Bind in front may be what takes the time: it waits for locks too.
             statement = statement.next
         if statement is not self.watched:
@@ -225,11 +229,24 @@ class SessionState(Borrower):
         self.busy_at = now
         if now - self.watched_since <= limit or statement.cancelled_as:
             return None
-        error = QueryTimeout(extra=f"query_timeout={limit:g}s")
-        for reply in (head, statement):
-            reply.cancelled_as = error_response(error)
-            reply.code = error.code.encode()
+        together = _answered_together(head)
+        if now - self.watched_since <= limit * len(together):
+            return None
+        told = error_response(QueryTimeout(extra=f"query_timeout={limit:g}s"))
+        reply: Reply | None = head
+        while reply is not None:
+            # A Parse or Bind between them may be what waits.
+            reply.cancelled_as = told
+            reply = reply.next if reply is not together[-1] else None
         return server
+
+    def defies(self, now: float, limit: float) -> bool:
+        """Tell whether the statement that `overdue` had cancelled has not ended: the server is to be left by force."""
+        statement = self.watched
+        if limit <= 0.0 or statement is None or not statement.cancelled_as or self.server is None:
+            return False
+        since = self.watched_since + CANCEL_PATIENCE
+        return now - since > limit and now - since > limit * len(_answered_together(statement))
 
     def stalled(self, now: float, limit: float) -> bool:
         """Tell whether an open transaction has stood idle for more than `limit` seconds (0 for no limit)."""
@@ -345,3 +362,19 @@ class SessionState(Borrower):
         if not self.reading_paused:
             self.reading_paused = True
             self.transport.pause_reading()
+
+
+def _answered_together(head: Reply) -> list[Reply]:
+    """Return the statements from `head` on up to the next Sync, or the one that `head` is a part of.
+
+    PostgreSQL sends their answers when it comes to the Sync: which of them is at work can't be told before.
+    """
+    together: list[Reply] = []
+    reply: Reply | None = head
+    while reply is not None:
+        if reply.sent_at != 0.0:
+            together.append(reply)
+        if (reply.kind == SYNC or reply.kind == QUERY) and together:
+            break
+        reply = reply.next
+    return together

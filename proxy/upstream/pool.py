@@ -251,6 +251,15 @@ class Pool:
         self.resetting[server] = now
         Rollback(server, self._rolled_back).start()
 
+    def abandon(self, server: Server, now: float) -> None:
+        """Close `server` unless the answer that nobody waits for any more comes in time."""
+        self.resetting[server] = now
+
+    def came_late(self, server: Server, now: float) -> None:
+        """Take back a connection whose answer came, perhaps after it was abandoned."""
+        self.resetting.pop(server, None)
+        self.give_back(server, now)
+
     def _rolled_back(self, server: Server, now: float) -> None:
         self.resetting.pop(server, None)
         self.give_back(server, now)
@@ -265,9 +274,7 @@ class Pool:
             self.waiters.pop()
             self.stats.acquire_timeouts += 1
             first.refused(self.exhausted())
-        for server, since in list(self.resetting.items()):
-            if now - since > RESET_TIMEOUT:
-                server.fail(PoolExhausted("a reset took too long"))
+        self.give_up(now)
         for label, shelf in list(self.idle.items()):
             for server in list(shelf):
                 too_old = server.retire_at > 0.0 and now >= server.retire_at
@@ -280,6 +287,12 @@ class Pool:
         if not self.draining and self.failures_in_a_row == 0:
             while self.size < limits.minimum:
                 self._open_one()
+
+    def give_up(self, now: float) -> None:
+        """Close connections whose reset or rollback takes too long."""
+        for server, since in list(self.resetting.items()):
+            if now - since > RESET_TIMEOUT:
+                server.fail(PoolExhausted("a reset took too long"))
 
     def exhausted(self) -> PoolExhausted:
         """Return the error for somebody who waited in vain."""

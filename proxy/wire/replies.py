@@ -24,7 +24,7 @@ from typing import Final, final
 from librt.strings import read_i32_be
 from mypy_extensions import i64, mypyc_attr
 
-from proxy.errors import ProtocolViolation, ServerEnds
+from proxy.errors import ProtocolViolation, QueryTimeout, ServerEnds
 from proxy.wire.codes import (
     BE_BIND_COMPLETE,
     BE_CLOSE_COMPLETE,
@@ -82,6 +82,7 @@ _FATAL: Final = b"\0VFATAL\0"
 _PANIC: Final = b"\0VPANIC\0"
 
 _CANCELLED: Final = b"57014"
+_QUERY_TIMEOUT: Final = QueryTimeout.code.encode()
 
 _ERROR_PREFIX: Final = 1024
 """Bytes of a very long ErrorResponse that are waited for before it streams; severity and SQLSTATE come first."""
@@ -113,7 +114,7 @@ class Reply:
         self.rows: i64 = 0
         self.sqlstate: bytes = b""
         self.code: bytes = b""
-        # What the client is told instead, if the answer is that the statement was cancelled.
+        # What the client is told instead, if the answer is that the statement was cancelled: it took too long.
         self.cancelled_as: bytes = b""
         self.in_transaction: bool = False
         # The text was rewritten: its peer is asked what to tell the client of it.
@@ -607,10 +608,9 @@ class ReplyQueue:
         elif head.cancelled_as:
             if state == _CANCELLED and end <= n:
                 self._cut(pos, end)
+                head.code = _QUERY_TIMEOUT
                 if self.peer is not None:
                     self.peer.forward(head.cancelled_as)
-            else:
-                head.code = b""
         head.sqlstate = state
         self.copying = False
         if head.kind == SINGLE:

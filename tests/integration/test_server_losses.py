@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -240,8 +241,8 @@ def test_what_a_client_is_told_at_each_point(
             if way == "cut off" and "PgSleep" in condition:
                 # PostgreSQL finds out only when it has something to say.
                 _kill(installation, condition)
-        with Raw(relayed.port).log_in(key) as other:
-            assert kinds(b"".join(other.ask(query("SELECT 1")))) == "T D C ZI", point
+        # A connection that was just being opened is cut too, and told to who waited for it.
+        wait_until(lambda: _served(relayed, key), message=point)
     with installation.superuser().connect() as direct:
         wait_until(
             lambda: (
@@ -284,6 +285,13 @@ def test_a_session_with_a_connection_of_its_own_is_told_that_it_is_lost(
             relay.cut()
         assert kinds(client.rest()) == ("FATAL:57P01" if way == "terminated" else "FATAL:08006")
     running.stop()
+
+
+def _served(running: Proxy, key: tuple[str, str]) -> bool:
+    """Tell whether a client can log in, which takes a server, and write."""
+    with suppress(AssertionError), Raw(running.port).log_in(key) as client:
+        return kinds(b"".join(client.ask(query("SELECT pg_current_xact_id()")))) == "T D C ZI"
+    return False
 
 
 def _about(sent: bytes, table: str) -> bytes:

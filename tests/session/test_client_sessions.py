@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import time
 
 import pytest
 
 from proxy.errors import UpstreamUnavailable
 from proxy.session.client import Sessions, worker_of
+from proxy.upstream.pool import RESET_TIMEOUT
 from tests.session.door import (
     Door,
     key_id,
@@ -69,6 +71,25 @@ async def test_a_login_that_gives_up_while_a_server_works_for_it_has_it_returned
     assert pool.size == 1 and pool.idle_count == 0
     world.settle()
     assert pool.idle_count == 1
+    world.check()
+
+
+async def test_a_server_that_never_answers_a_login_is_closed(door: Door) -> None:
+    world = door.world
+    pool = world.pool("readonly")
+    door.gate.auth_timeout = 0.05
+    caller = door.knock()
+    await caller.say(startup("anyone"))
+    caller.login.data_received(message(b"p", whole("alice").encode() + b"\0"))
+    for _ in range(20):
+        await asyncio.sleep(0)
+        world.open()
+    await caller.closes()
+    now = time.monotonic()
+    pool.maintain(now)
+    assert pool.size == 1
+    pool.maintain(now + RESET_TIMEOUT + 1.0)
+    assert pool.size == 0
     world.check()
 
 

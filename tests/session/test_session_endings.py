@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
+from proxy.errors import QueryTimeout
+from proxy.session.state import CANCEL_PATIENCE
+from proxy.upstream.server import CLOSED
 from tests.session.conftest import Clock
 from tests.session.fakes import World
 from tests.session.frontend import (
@@ -182,6 +187,99 @@ def test_a_pipelined_statement_has_its_own_time(clock: Clock) -> None:
     backend.fails["SELECT 2"] = "57014"
     world.settle()
     assert error(client.take())["D"] == "QUERY_TIMEOUT: query_timeout=5s"
+
+
+@pytest.mark.parametrize(
+    "sent", [query("SELECT 1"), run("SELECT 1"), query(INSERT), query("COPY t FROM STDIN")]
+)
+def test_a_statement_that_ignores_its_cancel_is_ended_by_force(clock: Clock, sent: bytes) -> None:
+    world = World()
+    client = world.client()
+    client.ask(query("SELECT 0"), query("INSERT INTO t VALUES (0)"))
+    client.send(sent)
+    session = client.session
+    server = client.server()
+    assert server is not None and session.overdue(clock.now + 5.1, 5.0) is server
+    assert not session.defies(clock.now + 5.0 + CANCEL_PATIENCE, 5.0)
+    assert not session.defies(clock.now + 60.0, 0.0)
+    assert session.defies(clock.now + 5.1 + CANCEL_PATIENCE, 5.0)
+    session.fatal(QueryTimeout())
+    answer = client.take()
+    assert kinds(answer) == "FATAL:57014" and client.closed()
+    assert server.state == CLOSED and world.abandoned == [server]
+    world.check()
+
+
+def test_a_statement_behind_one_that_heeded_its_cancel_has_its_own_time(clock: Clock) -> None:
+    world = World()
+    client = world.client()
+    client.ask(query("SELECT 0"))
+    client.send(query("SELECT 1"), query("SELECT 2"))
+    (backend,) = world.backends
+    session = client.session
+    start = clock.now
+    assert session.overdue(start + 5.1, 5.0) is backend.server
+    backend.fails["SELECT 1"] = "57014"
+    backend.answer(1)
+    assert error(client.take())["D"] == "QUERY_TIMEOUT: query_timeout=5s"
+    assert session.overdue(start + 10.0, 5.0) is None
+    assert not session.defies(start + 5.1 + CANCEL_PATIENCE, 5.0)
+    assert session.overdue(start + 10.2, 5.0) is backend.server
+    assert session.defies(start + 10.2 + CANCEL_PATIENCE, 5.0)
+
+
+def test_statements_up_to_one_sync_have_their_time_together(clock: Clock) -> None:
+    # PostgreSQL sends what it answered to the first when it comes to the Sync.
+    world = World()
+    client = world.client()
+    client.ask(query("SELECT 0"))
+    client.send(
+        *(parse("", "SELECT 1"), bind(), execute(), parse("", "SELECT 2"), bind(), execute(), SYNC),
+        query("SELECT 3"),
+    )
+    (backend,) = world.backends
+    session = client.session
+    start = clock.now
+    assert session.overdue(start + 6.0, 5.0) is None
+    assert session.overdue(start + 10.0, 5.0) is None
+    assert session.overdue(start + 10.1, 5.0) is backend.server
+    assert not session.defies(start + 10.0 + CANCEL_PATIENCE, 5.0)
+    assert session.defies(start + 10.1 + CANCEL_PATIENCE, 5.0)
+    backend.fails["SELECT 2"] = "57014"
+    world.settle()
+    answer = client.take()
+    assert kinds(answer) == "1 2 D C E:57014 ZI T D C ZI"
+    assert error(answer)["D"] == "QUERY_TIMEOUT: query_timeout=5s"
+
+
+def test_a_statement_that_ends_before_its_cancel_takes_effect_was_not_cancelled(clock: Clock) -> None:
+    world = World()
+    client = world.client()
+    client.ask(query("SELECT 0"))
+    client.send(query("SELECT 1"))
+    assert client.session.overdue(clock.now + 5.1, 5.0) is not None
+    world.access.take()
+    world.settle()
+    assert kinds(client.take()) == "T D C ZI"
+    record = world.access.take()
+    assert record and b"QUERY_TIMEOUT" not in record
+
+
+def test_a_question_of_the_proxys_own_has_its_time_too(clock: Clock) -> None:
+    world = World()
+    client = world.client()
+    client.send(query("LISTEN x"), query("UNLISTEN *"))
+    world.open()
+    (backend,) = world.backends
+    while client.session.look is None:
+        backend.answer(1)
+    session = client.session
+    asked = clock.now
+    assert session.overdue(asked + 5.0, 5.0) is None
+    assert session.overdue(asked + 5.1, 5.0) is backend.server
+    assert session.defies(asked + 5.1 + CANCEL_PATIENCE, 5.0)
+    world.settle()
+    assert kinds(client.take()) == "C ZI C ZI" and not client.closed()
 
 
 def test_a_session_that_asks_nothing_is_silent(clock: Clock) -> None:
