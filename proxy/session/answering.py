@@ -22,7 +22,7 @@ from proxy.query.prepared import Statement
 from proxy.query.route import pool_problem
 from proxy.session.collect import NO_STATEMENT, ClientStatements
 from proxy.session.renaming import Edit, Step, in_clients_name, tag_of
-from proxy.session.sending import BEGIN, EDITED, UNNAMED
+from proxy.session.sending import BEGIN, EDITED, UNNAMED, write_stray
 from proxy.session.settings import LASTING, Look, probed
 from proxy.session.state import (
     FOR_IDLE,
@@ -38,11 +38,14 @@ from proxy.upstream.server import Server
 from proxy.wire.codes import FE_BIND, FE_DESCRIBE
 from proxy.wire.codes import IDLE as STATUS_IDLE
 from proxy.wire.messages import (
+    SYNC,
+    TERMINATE,
     error_fields,
     error_response,
     first_columns,
 )
 from proxy.wire.replies import CLOSE, PARSE, QUERY, SINGLE, SKIP, Reply
+from proxy.wire.replies import SYNC as SYNC_REPLY
 
 log = logging.getLogger(__name__)
 
@@ -366,7 +369,28 @@ class Answering(SessionState):
             server.fail(UpstreamUnavailable("prelude failed"))
 
     def copy_in(self) -> None:
-        """Learn that the server expects CopyData: the client's pass straight on."""
+        """Learn that the server expects CopyData: the client's pass straight on, whatever has to wait behind them."""
+        server = self.server
+        if server is None or not server.replies.copying:
+            return
+        if self.ending:
+            server.outlet.write(TERMINATE)
+        elif self.held_unit is not None or server.replies.fakes_behind():
+            # Both would wait for each other.
+            self.stray(server)
+        elif self.waits & FOR_IDLE != 0:
+            self.waits &= ~FOR_IDLE
+            self.copy_halts = True
+            # Go on when this read is done with: see relieved().
+            server.crowded = True
+
+    def stray(self, server: Server) -> None:
+        """Tell the server that the client sent what has no place within a COPY."""
+        write_stray(server, self.out)
+        if not self.awaits_sync:
+            self.out.put(SYNC)
+            server.replies.push(Reply(SYNC_REPLY, SKIP))
+        self.out.write_to(server)
 
     def ready(self, now: float) -> None:
         """Go on after ReadyForQuery, with nothing owed: give the connection back unless it is still needed."""
@@ -374,6 +398,7 @@ class Answering(SessionState):
         if server is None:
             return
         self.waits &= ~FOR_REPLIES
+        self.copy_halts = False
         if self.awaits_sync:
             if not self.query_is_last:
                 self.go_on(now)

@@ -98,6 +98,8 @@ class Lending(Preparing):
             if server.replies.head is not None and unit.intent is not None:
                 route = self._route_of(unit)
                 if not self._fits(route):
+                    if server.replies.copying:
+                        self.stray(server)
                     self.waits |= FOR_IDLE
                     self.held_unit = unit
                     return
@@ -350,7 +352,7 @@ class Lending(Preparing):
         elif ended != FE_QUERY and (unit.length != 1 or ended != FE_FLUSH):
             # A Flush alone begins nothing: psycopg sends one behind the Sync of each pipeline.
             self.awaits_sync = True
-        halts = unit.halts or decides or len(self.repeatable) > 0
+        halts = unit.halts or decides or self.copy_halts or len(self.repeatable) > 0
         if unit.halts and self.awaits_sync and ended != FE_QUERY:
             # What follows waits for the answer: names, and what the server holds, may change.
             if unit.sweeps:

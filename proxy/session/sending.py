@@ -268,6 +268,8 @@ def write_unit(
         elif code == FE_CLOSE and len(message.name) == 0:
             server.unnamed = None
         elif code == FE_CLOSE:
+            if replies.copying:
+                write_stray(server, out)
             # Other clients use the statement too; only this client's name for it goes.
             message.mode = FAKE
             message.payload = CLOSE_COMPLETE
@@ -335,6 +337,16 @@ def _write_single(server: Server, message: Message, out: Writer, now: float, set
                 server.replies.push(Reply(PARSE, SKIP, UNNAMED))
         out.copy(message.data, message.start, message.end)
     server.replies.push(message)
+
+
+def write_stray(server: Server, out: Writer) -> None:
+    """Write, while a COPY waits for data, what has no place there: the server ends the connection with its own words.
+
+    It stands for a message that isn't sent: from a client of its own the server would have got that. If the COPY has
+    failed meanwhile it does nothing.
+    """
+    out.put(close_statement(_REFUSED))
+    server.replies.push(Reply(CLOSE, SKIP))
 
 
 def undo(peer: Peer, message: Message | None) -> None:
@@ -420,6 +432,8 @@ def _write_named_parse(server: Server, message: Message, out: Writer) -> None:
     statement = message.statement
     assert statement is not None
     if server.holds(statement):
+        if server.replies.copying:
+            write_stray(server, out)
         message.mode = FAKE
         message.payload = PARSE_COMPLETE
     else:

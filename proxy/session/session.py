@@ -374,6 +374,10 @@ class Session(Lending):
             self.stream_to_server = False
             return
         if kind != FE_COPY_DATA and server.replies.head is not None:
+            if self.copy_halts and server.replies.head.kind == QUERY:
+                # In the extended protocol its Sync comes first.
+                self.copy_halts = False
+                self.waits |= FOR_IDLE
             server.replies.push(Reply(COPY_END, FORWARD))
         n: i64 = len(data)
         server.outlet.write(data if start == 0 and end >= n else data[start:end])
@@ -424,6 +428,8 @@ class Session(Lending):
             )
             return True
         if server is not None and server.replies.head is not None:
+            if server.replies.copying:
+                self.stray(server)
             self.waits |= FOR_IDLE
             self._put_behind(message.data, message.start, message.end)
             return False

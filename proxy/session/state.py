@@ -42,10 +42,8 @@ from proxy.transport.outlet import Outlet
 from proxy.upstream.pool import Pool
 from proxy.upstream.server import Borrower, Server
 from proxy.wire.codes import IDLE as STATUS_IDLE
-from proxy.wire.messages import (
-    error_response,
-)
-from proxy.wire.replies import QUERY, SYNC, Reply
+from proxy.wire.messages import TERMINATE, error_response
+from proxy.wire.replies import QUERY, SINGLE, SYNC, Reply
 
 # What a session waits for, as bits.
 FOR_SERVER: Final[i64] = 1  # a server connection
@@ -131,6 +129,8 @@ class SessionState(Borrower):
         # it because of an error; which of the two, only its ReadyForQuery tells.
         self.awaits_sync = False
         self.query_is_last = False
+        # The unit that takes COPY data makes what follows wait: for the end of the data first.
+        self.copy_halts = False
         # An error was answered without a server; what follows is dropped up to Sync.
         self.skips_to_sync = False
         self.prelude_under_way = False
@@ -295,9 +295,14 @@ class SessionState(Borrower):
         With `error` the client is told that in its turn.
         """
         server = self.server
-        if (
+        if server is not None and server.replies.copying and error is None:
+            # The server ends the connection with its own words: more data would have had to come.
+            self.ending = True
+            server.outlet.write(TERMINATE)
+        elif (
             server is not None
             and server.replies.head is not None
+            and not server.replies.copying
             and (not self.awaits_sync or self.query_is_last)
         ):
             self.ending = True
@@ -374,7 +379,7 @@ def _answered_together(head: Reply) -> list[Reply]:
     while reply is not None:
         if reply.sent_at != 0.0:
             together.append(reply)
-        if (reply.kind == SYNC or reply.kind == QUERY) and together:
+        if together and (reply.kind == SYNC or reply.kind == QUERY or reply.kind == SINGLE):
             break
         reply = reply.next
     return together

@@ -545,6 +545,16 @@ class ReplyQueue:
         if self.peer is not None:
             self.peer.copy_in()
 
+    def fakes_behind(self) -> bool:
+        """Tell whether behind the COPY at the head stands what is answered without the server."""
+        head = self.head
+        reply = head.next if head is not None else None
+        while reply is not None:
+            if reply.mode == FAKE:
+                return True
+            reply = reply.next
+        return False
+
     def _swallow(self, head: Reply) -> bool:
         """Drop what the server swallows: each Sync between `head` and the end of its COPY, if that was sent.
 

@@ -150,6 +150,7 @@ class Backend:
         self._skipping = False
         self._copying = ""
         self._copy_is_extended = False
+        self._ended = False
 
     @property
     def owner(self) -> str:
@@ -208,7 +209,9 @@ class Backend:
         self._out.append(message(kind, body))
 
     def _message(self, kind: bytes, body: bytes) -> None:
-        if kind == b"X":
+        if self._ended:
+            return
+        if kind == b"X" and not self._copying:
             self.terminated = True
         elif self._copying:
             self._copy(kind, body)
@@ -346,8 +349,13 @@ class Backend:
             if not self._copy_is_extended:
                 self._end_implicit()
                 self._ready()
+        elif kind == b"f":
+            self._copy_failed("57014")
         else:
-            self._copy_failed("57014" if kind == b"f" else "08P01")
+            # In the middle of a message it can't go on (pq_is_reading_msg).
+            self._put(b"E", b"SERROR\0VERROR\0C08P01\0Munexpected message type\0\0")
+            self._put(b"E", b"SFATAL\0VFATAL\0C08P01\0Mprotocol synchronization was lost\0\0")
+            self._ended = True
 
     def _copy_failed(self, sqlstate: str) -> None:
         self._copying = ""

@@ -14,6 +14,7 @@ from tests.session.frontend import (
     SYNC,
     TERMINATE,
     bind,
+    copy_data,
     error,
     execute,
     kinds,
@@ -103,9 +104,9 @@ def test_a_client_that_vanishes_between_flush_and_sync_leaves_a_closed_connectio
 def test_a_client_that_vanishes_from_a_server_that_waits_for_a_sync_leaves_a_closed_connection(
     world: World,
 ) -> None:
-    # A Query inside of a COPY of the extended protocol is an error, and swallowed like all that follows up to Sync.
+    # Behind an error in a COPY of the extended protocol all that follows is swallowed up to Sync.
     client = world.client()
-    client.ask(run("COPY t FROM STDIN"), query("INSERT INTO t VALUES (1)"))
+    client.ask(run("COPY t FROM STDIN"), copy_data(b"bad"), query("INSERT INTO t VALUES (1)"))
     (backend,) = world.backends
     assert kinds(client.take()) == "" and client.server() is backend.server
     client.vanish()
@@ -117,7 +118,7 @@ def test_a_client_that_vanishes_from_a_server_that_waits_for_a_sync_leaves_a_clo
 def test_a_transaction_that_waits_for_a_sync_is_stalled(clock: Clock) -> None:
     world = World()
     client = world.client()
-    client.ask(run("COPY t FROM STDIN"), query("INSERT INTO t VALUES (1)"))
+    client.ask(run("COPY t FROM STDIN"), copy_data(b"bad"), query("INSERT INTO t VALUES (1)"))
     clock.now += 61.0
     assert client.session.stalled(clock.now, 60.0)
     assert kinds(client.ask(SYNC)) == "ZI"

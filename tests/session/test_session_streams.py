@@ -13,9 +13,12 @@ from tests.session.frontend import (
     COPY_FAIL,
     FLUSH,
     SYNC,
+    TERMINATE,
     bind,
+    close,
     copy_data,
     execute,
+    function_call,
     kinds,
     message,
     parse,
@@ -329,3 +332,83 @@ def test_an_answer_of_many_rows_passes_in_pieces(world: World) -> None:
     answer = client.ask(query("SELECT 500 TIMES 'x'"))
     assert rows(answer) == ["x" * 1000] * 500
     assert message(b"Z", b"I") == answer[-6:]
+
+
+# -- what has no place within a COPY, and what waits for its end
+
+
+def test_data_passes_although_what_follows_has_to_wait(world: World) -> None:
+    # A text that changes names, or the pool, holds back what comes behind it; a COPY's own data is not behind it.
+    client = world.client()
+    client.ask(parse("s", "SELECT 1"), SYNC)
+    assert kinds(client.ask(query("DEALLOCATE s; " + COPY))) == "C G"
+    assert kinds(client.ask(copy_data(b"1"), COPY_DONE, query("SELECT 2"))) == "C ZI T D C ZI"
+    assert kinds(client.ask(query("SET sluice.pool = 'background'; " + COPY))) == "C G"
+    assert kinds(client.ask(copy_data(b"2"), COPY_FAIL, query("SELECT 3"))) == "E:57014 ZI T D C ZI"
+    assert client.server() is None
+    world.check()
+
+
+def test_data_in_one_write_with_a_text_that_makes_others_wait(world: World) -> None:
+    client = world.client()
+    client.ask(parse("s", "SELECT 1"), SYNC)
+    answer = client.ask(query("DEALLOCATE s; " + COPY), copy_data(b"1"), COPY_DONE, query("SELECT 2"))
+    assert kinds(answer) == "C G C ZI T D C ZI"
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_copy_that_others_prepared_takes_data(world: World, together: bool) -> None:
+    unit = bind("c") + execute() + SYNC
+    for name in ("alice", "bob", "carol"):
+        client = world.client(name)
+        client.ask(parse("c", COPY), SYNC)
+        if together:
+            answer = client.ask(unit, copy_data(b"1"), COPY_DONE, SYNC, query("SELECT 1"))
+        else:
+            answer = client.ask(unit) + client.ask(copy_data(b"1"), COPY_DONE, SYNC, query("SELECT 1"))
+        assert kinds(answer) == "2 G C ZI T D C ZI"
+        assert client.server() is None
+    world.check()
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize(
+    "stray",
+    [
+        close("none"),
+        parse("s", "SELECT 1"),
+        query("EXECUTE s"),
+        query("SELECT 1"),
+        query("DROP TABLE t"),
+        function_call(),
+        run("SELECT 1/0"),
+        TERMINATE,
+    ],
+)
+@pytest.mark.parametrize("copy", [query(COPY), parse("", COPY) + bind() + execute() + FLUSH])
+def test_what_has_no_place_within_a_copy_reaches_the_server(
+    world: World, copy: bytes, stray: bytes, together: bool
+) -> None:
+    # PostgreSQL says ERROR and FATAL. That nothing came would leave both waiting for each other.
+    client = world.client()
+    client.ask(parse("s", "SELECT 1"), bind("s"), execute(), SYNC, query("INSERT INTO t VALUES (1)"))
+    client.ask(query("BEGIN"), bind("s"), execute(), SYNC, query("COMMIT"))
+    client.take()
+    end = SYNC if stray[:1] in b"PC" else b""
+    answer = client.ask(copy, stray, end) if together else client.ask(copy) + client.ask(stray, end)
+    assert client.closed()
+    if together and stray == TERMINATE and copy[:1] == b"P":
+        # What has no Sync yet is not waited for.
+        assert answer == b""
+    else:
+        assert kinds(answer).endswith("E:08P01 FATAL:08P01")
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_violation_within_a_copy_is_told_at_once(world: World, together: bool) -> None:
+    client = world.client()
+    bad = b"!\0\0\0\4"
+    answer = client.ask(query(COPY), bad) if together else client.ask(query(COPY)) + client.ask(bad)
+    assert kinds(answer).endswith("FATAL:08P01") and client.closed()
+    assert world.backends[0].transport.aborted
+    world.check()
