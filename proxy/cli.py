@@ -336,6 +336,14 @@ def setup(
     inline: Annotated[
         bool, typer.Option("--inline/--variables", help="Write passwords into it, or variables instead.")
     ] = True,
+    harden: Annotated[
+        bool,
+        typer.Option(
+            "--harden",
+            help="Take from PUBLIC also: cancel and terminate, large objects, query_to_xml, ts_stat, ts_rewrite, "
+            "plpgsql, temporary tables.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make logins, apply the bundled SQL, make a first admin key, and write a configuration.
@@ -347,7 +355,11 @@ def setup(
         from proxy.setup import run
 
         schemas = tuple(schema or ("core",))
-        raise typer.Exit(run(dsn, database, schemas=schemas, config=config, inline=inline, as_json=as_json))
+        raise typer.Exit(
+            run(
+                dsn, database, schemas=schemas, config=config, inline=inline, hardened=harden, as_json=as_json
+            )
+        )
 
 
 app.add_typer(migrate, name="migrate")

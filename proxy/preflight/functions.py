@@ -29,7 +29,7 @@ def check(facts: Facts) -> Iterator[Finding]:
             yield from _path(row)
             yield from _quiet(row)
     yield from _to_come(facts)
-    yield from _statistics(facts)
+    yield from statistics(facts)
     for row in facts.callable:
         if not row["may"]:
             mend = f"GRANT EXECUTE ON FUNCTION {row['function']} TO {row['grantee']};"
@@ -103,7 +103,8 @@ def _to_come(facts: Facts) -> Iterator[Finding]:
                 yield Finding(ERROR, TOPIC, f"PUBLIC may call each new function of {owner}", mend)
 
 
-def _statistics(facts: Facts) -> Iterator[Finding]:
+def statistics(facts: Facts) -> Iterator[Finding]:
+    """Yield what shows everybody the statements of others."""
     for row in facts.statistics:
         right = "EXECUTE ON FUNCTION" if row["kind"] == "FUNCTION" else "SELECT ON"
         mend = (

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from proxy import config, setup
-from proxy.embedded import Cluster, bundled_bin_dir
+from proxy.embedded import Cluster, Server, bundled_bin_dir
 from proxy.migrate import MigrationError
 from tests.integration.databases import ALL, dump, execute, values
 
@@ -149,8 +149,123 @@ def test_setup_as_a_command(
         "migrations": [],
         "warnings": [],
         "config": None,
+        "pg_hba": [
+            "host    app  sluice_control,app_rw,app_ro,app_admin  127.0.0.1/32  scram-sha-256",
+            "host    all  sluice_control,app_rw,app_ro,app_admin  all  reject",
+            "local   all  sluice_control,app_rw,app_ro,app_admin  reject",
+        ],
+        "hardening": [],
     }
     assert path.read_bytes() == written
+
+
+def catalogue(server: Server) -> list[list[str]]:
+    """Return which versions there are of the rows that setup may change."""
+    return [
+        values(server.dsn("app"), f"SELECT xmin::text || ' ' || oid FROM {table} ORDER BY oid")
+        for table in ("pg_authid", "pg_database", "pg_namespace", "pg_class", "pg_proc", "pg_default_acl")
+    ] + [
+        values(server.dsn("app"), f"SELECT t::text || t.xmin::text FROM {table} AS t ORDER BY 1")
+        for table in ("pg_auth_members", "pg_db_role_setting", "sluice.api_keys", "sluice.signing_keys")
+    ]
+
+
+def test_setup_again_writes_nothing(empty_cluster: Cluster) -> None:
+    server, said = empty_cluster.primary, list[str]()
+    passwords = dict.fromkeys(setup.VARIABLES, "a password")
+    setup.setup(server.dsn("app"), "app", passwords=passwords)
+    before = catalogue(server)
+    setup.setup(server.dsn("app"), "app", passwords=passwords, say=said.append)
+    assert catalogue(server) == before
+    assert said == []
+
+
+def test_setup_changes_no_password_in_silence(empty_cluster: Cluster) -> None:
+    server, said = empty_cluster.primary, list[str]()
+    first = setup.setup(server.dsn("app"), "app")
+    execute(server.dsn(), "ALTER ROLE app_ro NOLOGIN")
+    assert setup.setup(server.dsn("app"), "app", say=said.append).passwords == {}
+    assert values(server.dsn("app", "app_ro", first.passwords["app_ro"]), "SELECT 1") == [1]
+    assert said == []
+    setup.setup(server.dsn("app"), "app", passwords={"app_rw": "another"}, say=said.append)
+    assert said == ["the password of app_rw is now another"]
+    assert values(server.dsn("app", "app_rw", "another"), "SELECT 1") == [1]
+
+
+def test_setup_takes_statistics_from_everybody(empty_cluster: Cluster) -> None:
+    server = empty_cluster.primary
+    setup.setup(server.dsn("app"), "app")
+    execute(server.dsn("app"), "CREATE EXTENSION pg_stat_statements SCHEMA public")
+    setup.setup(server.dsn("app"), "app")
+    may = "SELECT has_table_privilege('{}', 'pg_stat_statements', 'SELECT')"
+    assert [values(server.dsn("app"), may.format(role)) for role in ("app_rw", "sluice_control")] == [
+        [False],
+        [True],
+    ]
+
+
+def test_setup_with_taskmaster(empty_cluster: Cluster) -> None:
+    server = empty_cluster.primary
+    result = setup.setup(server.dsn("app"), "app", ["taskmaster"])
+    assert {each.rpartition("_")[0] for each in result.migrations} == {"core", "taskmaster"}
+    assert setup.setup(server.dsn("app"), "app", ["taskmaster"]).migrations == []
+
+
+HARDENED = {
+    "SELECT pg_cancel_backend(0)": "pg_cancel_backend",
+    "SELECT pg_terminate_backend(0)": "pg_terminate_backend",
+    "SELECT lo_creat(-1)": "large objects (lo_*)",
+    "SELECT lowrite(0, '')": "large objects (lo_*)",
+    "SELECT query_to_xml('SELECT 1', true, true, '')": "query_to_xml*",
+    "SELECT ts_stat('SELECT NULL::tsvector')": "ts_stat",
+    "SELECT ts_rewrite('a'::tsquery, 'SELECT NULL::tsquery, NULL::tsquery')": "ts_rewrite",
+    "DO 'BEGIN END'": "USAGE on plpgsql",
+    "CREATE TEMPORARY TABLE mine ()": "TEMPORARY on database app",
+}
+
+
+def test_harden_takes_what_it_says_from_everybody(
+    empty_cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = empty_cluster.primary
+    result = setup.setup(server.dsn("app"), "app")
+    app_rw = server.dsn("app", "app_rw", result.passwords["app_rw"])
+    execute(
+        server.dsn("app"), "GRANT CREATE ON DATABASE app TO PUBLIC", "GRANT CREATE ON SCHEMA public TO PUBLIC"
+    )
+    # All that is missing for some of these is privileges: with them they fail otherwise, or not at all.
+    for statement in HARDENED:
+        try:
+            execute(app_rw, statement)
+        except psycopg.Error as error:
+            assert not isinstance(error, psycopg.errors.InsufficientPrivilege), statement
+    states = {each.what: each.state for each in setup.harden(server.dsn(), "app")}
+    assert set(HARDENED.values()) | {"CREATE on database app", "CREATE on schema public"} == states.keys()
+    assert set(states.values()) == {"done"}
+    for statement in (*HARDENED, "CREATE SCHEMA mine", "CREATE TABLE public.mine ()"):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            execute(app_rw, statement)
+    # Functions that are there go on working, and administrators may write others.
+    assert values(app_rw, "SELECT sluice.current_user_id()") == [None]
+    execute(server.dsn("app", "app_admin", result.passwords["app_admin"]), "DO 'BEGIN END'")
+    path = tmp_path / "pgsluice.yaml"
+    assert setup.run(server.dsn(), "app", config=path, environ={}, hardened=True, as_json=True) == 0
+    again = json.loads(capsys.readouterr().out)["hardening"]
+    assert {each["state"] for each in again} == {"already so"}
+    assert setup.run(server.dsn(), "app", config=path, environ={}, hardened=True) == 0
+    assert "USAGE on plpgsql: already so\n" in capsys.readouterr().out
+
+
+def test_harden_tells_what_is_not_possible(empty_cluster: Cluster) -> None:
+    server = empty_cluster.primary
+    execute(server.dsn(), "CREATE ROLE boss LOGIN CREATEDB CREATEROLE PASSWORD 'boss'")
+    boss = server.dsn("postgres", "boss", "boss")
+    setup.setup(boss, "app")
+    states = {each.what: each.state for each in setup.harden(boss, "app")}
+    # It owns the database, and nothing that came with the server.
+    assert states.pop("TEMPORARY on database app") == "done"
+    assert states.pop("CREATE on database app") == states.pop("CREATE on schema public") == "already so"
+    assert set(states.values()) == {"not possible here"}
 
 
 def test_setup_without_a_superuser_says_what_it_could_not(empty_cluster: Cluster) -> None:
