@@ -26,7 +26,7 @@ from proxy.migrate import Migrations
 from proxy.preflight import gate, live
 from proxy.preflight.finding import WARNING, Finding
 from proxy.preflight.live import Report
-from proxy.setup import setup
+from proxy.setup import harden, setup
 from tests.integration.support import Installation, Proxy, configuration, wait_until
 
 pytest_plugins = ["tests.integration.versions"]
@@ -131,7 +131,7 @@ CASES: dict[str, tuple[str, str, str]] = {
         "REVOKE sluice_definer FROM sluice_readonly;",
     ),
     "control's member, by another role": (
-        'CREATE ROLE "a step"; GRANT sluice_control TO "a step"; GRANT "a step" TO app_ro',
+        'DROP ROLE IF EXISTS "a step"; CREATE ROLE "a step" IN ROLE sluice_control; GRANT "a step" TO app_ro',
         "app_ro is a member of a step (and so of sluice_control)",
         'REVOKE "a step" FROM app_ro;',
     ),
@@ -161,7 +161,7 @@ CASES: dict[str, tuple[str, str, str]] = {
         "REVOKE pg_monitor FROM sluice_control;",
     ),
     "owns a table": (
-        "CREATE TABLE public.mine (); ALTER TABLE public.mine OWNER TO app_rw;"
+        "DROP TABLE IF EXISTS public.mine; CREATE TABLE public.mine (); ALTER TABLE public.mine OWNER TO app_rw;"
         " ALTER TABLE public.mine ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY",
         "app_rw owns the table public.mine",
         "ALTER TABLE public.mine OWNER TO sluice_owner;",
@@ -526,3 +526,17 @@ def test_a_server_that_comes_up_later_is_looked_at_first(checked: Checked, tmp_p
     finally:
         server.start()
         installation.execute("ALTER ROLE app_ro NOBYPASSRLS")
+
+
+def test_after_harden_there_is_nothing_at_all(checked: Checked) -> None:
+    server = checked.installation.cluster.primary
+    made = setup(server.dsn("hardened"), "hardened")
+    assert made.passwords == {}
+    # What a case above left behind.
+    checked.installation.execute('DROP ROLE IF EXISTS "a step"')
+    harden(server.dsn(), "hardened")
+    try:
+        database = {**checked.content["databases"]["app"], "database": "hardened"}
+        assert checked.report({**checked.content, "databases": {"app": database}}).found == []
+    finally:
+        checked.installation.execute("DROP DATABASE hardened WITH (FORCE)")
