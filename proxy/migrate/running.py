@@ -49,7 +49,10 @@ def up(
         if steps:
             check_rights(connection, [step.revision.revision for step in steps])
             connection.rollback()
-            _back_up(dsn, connection, backup, destructive(migrations, steps, forward=True), progress)
+            # Looked for in any case: files that are no SQL are refused before anything is applied.
+            destroys = destructive(migrations, steps, forward=True)
+            if backup is not None and destroys:
+                _back_up(dsn, connection, backup, destroys, progress)
             # IF NOT EXISTS would ask for CREATE on the database, where it is there too.
             if connection.exec_driver_sql("SELECT to_regnamespace('sluice')").scalar() is None:
                 connection.exec_driver_sql("CREATE SCHEMA sluice")
@@ -80,9 +83,9 @@ def rollback(
         if steps:
             check_rights(connection, ())
             connection.rollback()
-            _back_up(
-                dsn, connection, backup, destructive(migrations, steps, forward=False) or ["-"], progress
-            )
+            destroys = destructive(migrations, steps, forward=False)
+            if backup is not None:
+                _back_up(dsn, connection, backup, destroys, progress)
         undone = _run(migrations, connection, steps, progress)
         if version == "base":
             connection.exec_driver_sql(f"DROP TABLE IF EXISTS sluice.{VERSIONS}")
@@ -120,22 +123,32 @@ def destructive(migrations: Migrations, steps: Collection[RevisionStep], forward
 
 
 def _back_up(
-    dsn: str, connection: Connection, backup: Backup | None, reasons: Sequence[str], progress: Progress
+    dsn: str, connection: Connection, backup: Backup, destroys: Sequence[str], progress: Progress
 ) -> None:
-    if backup is not None and reasons:
-        backup.check(server(connection))
-        for reason in reasons:
-            if reason != "-":
-                progress.say(f"destroys data: {reason}")
-        backup.take(dsn, server(connection), progress)
+    backup.check(server(connection))
+    for statement in destroys:
+        progress.say(f"destroys data: {statement}")
+    backup.take(dsn, server(connection), progress)
 
 
 def _run(
     migrations: Migrations, connection: Connection, steps: Sequence[RevisionStep], progress: Progress
 ) -> list[str]:
+    begun: list[tuple[Migration, bool, float]] = []
     done: list[str] = []
 
+    def tell() -> None:
+        """Tell of the migration that has committed."""
+        for migration, forward, started in begun:
+            milliseconds = round((time.monotonic() - started) * 1000)
+            done.append(migration.revision)
+            progress.done.append(Done(migration.revision, milliseconds))
+            progress.say(f"{migration.revision} {migration.name}: {_DONE[forward]} in {milliseconds} ms")
+        begun.clear()
+
     def execute(migration: Migration, forward: bool) -> None:
+        # Alembic commits behind this function's back: the one before has done so by now.
+        tell()
         started = time.monotonic()
         connection.exec_driver_sql(SETTINGS)
         if not forward:  # the last rollback drops the table
@@ -143,14 +156,12 @@ def _run(
         _run_file(connection, migration, forward, progress)
         if forward:
             connection.exec_driver_sql(bookkeeping(migration, forward))
-        done.append(migration.revision)
-        milliseconds = round((time.monotonic() - started) * 1000)
-        progress.done.append(Done(migration.revision, milliseconds))
-        progress.say(f"{migration.revision} {migration.name}: {_DONE[forward]} in {milliseconds} ms")
+        begun.append((migration, forward, started))
 
     try:
         if steps:
             context(connection, migrations, steps).run_migrations(execute=execute)
+            tell()
     finally:
         progress.clear()
     return done

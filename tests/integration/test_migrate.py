@@ -24,6 +24,7 @@ from tests.integration.databases import ALL, database, dump, execute, psql, quie
 from tests.integration.support import wait_until
 
 pytest_plugins = ["tests.integration.versions"]
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from tests.integration.databases import ALL, database, dump, execute, quiet, val
 from tests.integration.support import DEBIAN
 
 pytest_plugins = ["tests.integration.versions"]
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from proxy.resources import sql_directory
 from tests.integration.databases import database, dump, psql, quiet
 
 pytest_plugins = ["tests.integration.versions"]
+pytestmark = pytest.mark.timeout(300)
 
 BUNDLED = migrate.Migrations()
 
 
-@pytest.mark.timeout(300)
 def test_each_migration_up_down_and_up_leaves_the_same_catalogue(
     empty_cluster: Cluster, tmp_path: Path
 ) -> None:
