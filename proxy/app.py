@@ -50,6 +50,7 @@ from proxy.session.arrival import admit
 from proxy.session.cancel import cancel_held, cancel_server, cancel_session
 from proxy.session.client import Gate, Sessions
 from proxy.session.served import Served
+from proxy.session.session import Session
 from proxy.tasks import spawn, stop
 from proxy.transport import tcp
 from proxy.transport.tls import ListenerTls, TlsError
@@ -343,7 +344,8 @@ class Proxy:
         if key is None or not key.valid(time.time()):
             self.gate.buckets.pop(key_id, None)
         for session in self.sessions.of_key(key_id):
-            if key is not None and key.valid(time.time()) and key.identity == session.key.identity:
+            same = key is not None and key.valid(time.time()) and key.identity == session.key.identity
+            if key is not None and same and key.allows(_address(session)):
                 session.key = key
                 session.bucket = self.gate.bucket(key)
                 session.routed = None
@@ -386,6 +388,12 @@ class Proxy:
 
 def _cancel_abandoned(server: Server) -> None:
     spawn(cancel_server(server), "cancel an abandoned query")
+
+
+def _address(session: Session) -> str:
+    """Return where a session comes from; "" for a Unix socket."""
+    peer = session.transport.get_extra_info("peername")
+    return peer[0] if isinstance(peer, tuple) else ""
 
 
 def _listener_tls(settings: ListenTls) -> ListenerTls | None:

@@ -83,12 +83,13 @@ class Report:
         self.rows = 0
         self.foreign: list[str] = []
         self.missing: list[str] = []
+        self.broken: list[str] = []
         self.done: Counter[str] = Counter()
 
     @property
     def sound(self) -> bool:
-        """Tell whether nothing was seen that shouldn't, and nothing was missing."""
-        return not self.foreign and not self.missing
+        """Tell whether nothing was seen that shouldn't, nothing was missing, and nothing failed by itself."""
+        return not self.foreign and not self.missing and not self.broken
 
 
 class Stranger:
@@ -122,7 +123,12 @@ class Stranger:
             act = self._dice.choices(acts, weights)[0]
             connection = self._connection or await self._arrive()
             self._report.done[act.__name__.strip("_")] += 1
-            await act(connection)
+            try:
+                await act(connection)
+            except (asyncpg.InterfaceError, asyncpg.PostgresError, OSError) as error:
+                self._report.broken.append(f"{self._user}, {act.__name__.strip('_')}: {error!r}")
+                connection.terminate()
+                self._connection = None
         if self._connection is not None:
             await self._connection.close()
 
@@ -305,13 +311,15 @@ def main() -> int:
             seconds = time.monotonic() - started
             print(
                 f"{report.queries} queries, {report.rows} rows, {len(report.foreign)} foreign,"
-                f" {len(report.missing)} missing, {report.queries / seconds:.0f} a second",
+                f" {len(report.missing)} missing, {len(report.broken)} broken, {report.queries / seconds:.0f} a second",
                 flush=True,
             )
 
         report = asyncio.run(mingle(keys(installation, proxy), arguments.queries, arguments.seed, progress))
         progress(report)
-    for line in [*report.foreign, *report.missing][:50]:
+        if not report.sound:
+            print(proxy.errors.read_text()[-4000:])
+    for line in [*report.foreign, *report.missing, *report.broken][:50]:
         print(line)
     print(", ".join(f"{what}: {count}" for what, count in sorted(report.done.items())))
     return not report.sound

@@ -150,6 +150,32 @@ def status(connection: psycopg.Connection[Any]) -> psycopg.pq.TransactionStatus:
     return connection.info.transaction_status
 
 
+# Addresses
+
+
+def test_a_session_whose_address_is_taken_off_the_list_is_closed(
+    proxy: Proxy, make_key: MakeKey, installation: Installation
+) -> None:
+    key_id, key = make_key()
+    change = "UPDATE sluice.api_keys SET allowed_addresses = '{}' WHERE id = '{}'"
+    with proxy.login(key_id, key).connect() as connection:
+        installation.execute(change.format("{127.0.0.0/8,10.0.0.0/8}", key_id))
+        for _ in range(20):
+            assert connection.execute("SELECT pg_sleep(0.05), 1").fetchone()
+        installation.execute(change.format("{10.0.0.0/8}", key_id))
+
+        def closed() -> bool:
+            try:
+                connection.execute("SELECT 1")
+            except psycopg.OperationalError:
+                return True
+            return False
+
+        assert wait_until(closed)
+    with pytest.raises(psycopg.OperationalError, match="may not be used from this address"):
+        proxy.login(key_id, key).connect()
+
+
 # Signing keys
 
 
