@@ -12,7 +12,8 @@ BEGIN
     END LOOP;
 END
 $do$;
-DROP FUNCTION taskmaster.touch(), taskmaster.check_links(), taskmaster.change_status(),
+DROP FUNCTION taskmaster.touch(), taskmaster.check_links(), taskmaster.check_creator(),
+    taskmaster.change_status(),
     taskmaster.next_statuses(text);
 SET LOCAL ROLE sluice_definer;
 DROP FUNCTION taskmaster.add_user(), taskmaster.log_status(), taskmaster.check_dependency(), taskmaster.audit(),

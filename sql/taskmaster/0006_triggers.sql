@@ -42,6 +42,25 @@ END
 $f$;
 COMMENT ON FUNCTION taskmaster.check_links() IS 'Trigger: refuse a reference to a row that the user does not see';
 
+-- The policies let a row pass by its assignee or its project, so they alone would let a user make one in another's
+-- name. It runs as the user; functions of sluice_definer and administrators may name whom they like.
+CREATE FUNCTION taskmaster.check_creator() RETURNS trigger
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $f$
+BEGIN
+    IF pg_has_role(current_user, 'sluice_readwrite', 'USAGE') AND NOT pg_has_role(current_user, 'sluice_admin', 'USAGE')
+       AND NEW.created_by IS DISTINCT FROM sluice.current_user_id()
+    THEN
+        RAISE insufficient_privilege USING
+            MESSAGE = format('rows of %s are made in one''s own name', TG_TABLE_NAME),
+            COLUMN = 'created_by', TABLE = TG_TABLE_NAME, SCHEMA = TG_TABLE_SCHEMA;
+    END IF;
+    RETURN NEW;
+END
+$f$;
+COMMENT ON FUNCTION taskmaster.check_creator() IS 'Trigger: refuse a new row in the name of another user';
+
 CREATE FUNCTION taskmaster.next_statuses(status text) RETURNS text[]
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
 AS $f$
@@ -84,7 +103,7 @@ END
 $f$;
 COMMENT ON FUNCTION taskmaster.change_status() IS
     'Trigger: refuse a change of status that next_statuses does not name, keep started_at, completed_at, retry_count';
-REVOKE ALL ON FUNCTION taskmaster.touch(), taskmaster.check_links(), taskmaster.change_status(),
+REVOKE ALL ON FUNCTION taskmaster.touch(), taskmaster.check_links(), taskmaster.check_creator(), taskmaster.change_status(),
     taskmaster.next_statuses(text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION taskmaster.next_statuses(text) TO authenticated_users, sluice_definer;
 
@@ -282,6 +301,10 @@ CREATE TRIGGER add_user BEFORE INSERT ON taskmaster.workflows
     FOR EACH STATEMENT EXECUTE FUNCTION taskmaster.add_user();
 CREATE TRIGGER add_user BEFORE INSERT ON taskmaster.tasks
     FOR EACH STATEMENT EXECUTE FUNCTION taskmaster.add_user();
+CREATE TRIGGER creator BEFORE INSERT ON taskmaster.workflows
+    FOR EACH ROW EXECUTE FUNCTION taskmaster.check_creator();
+CREATE TRIGGER creator BEFORE INSERT ON taskmaster.tasks
+    FOR EACH ROW EXECUTE FUNCTION taskmaster.check_creator();
 CREATE TRIGGER change_status BEFORE UPDATE OF status ON taskmaster.tasks
     FOR EACH ROW WHEN (OLD.status <> NEW.status) EXECUTE FUNCTION taskmaster.change_status();
 CREATE TRIGGER log_status AFTER UPDATE OF status ON taskmaster.tasks

@@ -225,6 +225,25 @@ def test_nothing_is_hung_on_a_foreign_row(
     alice.insert(table, **{**fill, column: mine[target]})
 
 
+def test_nothing_is_made_in_anothers_name(alice: User, bob: User, boss: User, integration: UUID) -> None:
+    project = furnish(alice, integration)["projects"]
+    bob.task()
+    # The arms of assignee and project would let these pass.
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        alice.task(created_by=bob.name, assigned_to=alice.name)
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        alice.task(created_by=bob.name, project_id=project)
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        alice.insert("workflows", name="x", created_by=bob.name, project_id=project)
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        alice.insert("projects", name="x", owner_id=bob.name)
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        alice.insert("users", user_id=f"{uuid4()}@example.com")
+    alice.task(created_by=alice.name)
+    boss.task(created_by=bob.name)
+    assert len(seen(bob, "tasks")) == 2
+
+
 def test_links_are_not_moved_to_foreign_rows(alice: User, bob: User, integration: UUID) -> None:
     mine, theirs = furnish(alice, integration), furnish(bob, integration)
     for table, column, target in (

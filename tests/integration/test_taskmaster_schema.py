@@ -34,7 +34,16 @@ FUNCTIONS = {
     *("search_task_contexts", "search_workflows", "next_statuses", "visible_tasks", "seed_demo"),
 }
 # What is called by triggers and other functions alone.
-INNER = {"touch", "check_links", "change_status", "add_user", "log_status", "check_dependency", "audit"} | {
+INNER = {
+    "touch",
+    "check_links",
+    "check_creator",
+    "change_status",
+    "add_user",
+    "log_status",
+    "check_dependency",
+    "audit",
+} | {
     "mask_sensitive",
     "like_pattern",
     "find_tasks",
