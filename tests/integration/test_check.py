@@ -7,6 +7,7 @@ a superuser's psql, has to be as content as before.
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,12 +20,14 @@ import psycopg
 import pytest
 import yaml
 from psycopg import sql
+from typer.testing import CliRunner
 
+from proxy.cli import app
 from proxy.config import parse
 from proxy.embedded import Cluster
 from proxy.migrate import Migrations
 from proxy.preflight import gate, live
-from proxy.preflight.finding import WARNING, Finding
+from proxy.preflight.finding import ERROR, WARNING, Finding
 from proxy.preflight.live import Report
 from proxy.setup import harden, setup
 from tests.integration.support import Installation, Proxy, configuration, wait_until
@@ -540,3 +543,92 @@ def test_after_harden_there_is_nothing_at_all(checked: Checked) -> None:
         assert checked.report({**checked.content, "databases": {"app": database}}).found == []
     finally:
         checked.installation.execute("DROP DATABASE hardened WITH (FORCE)")
+
+
+def test_versions_that_differ_are_told(checked: Checked) -> None:
+    files = {each: migration.sha256() for each, migration in Migrations().migrations.items()}
+    changed = {**files, "core_0002": "0" * 64, "core_0099": "1" * 64}
+    del changed["core_0003"]
+    report = asyncio.run(live.look(parse(yaml.safe_dump(checked.content), {}), changed))
+    told = {each.finding.what: each.finding for each in report.found if each.finding.topic == "schema"}
+    assert told.keys() == {
+        "migration core_0002 was changed since it was applied",
+        "migration core_0003 was applied, and this version doesn't know it",
+        "migration core_0099 is pending",
+    }
+    assert {each.severity for each in told.values()} == {ERROR}
+    assert told["migration core_0099 is pending"].advice == "pgsluice migrate up --schema core"
+
+
+def test_missing_partitions_are_told_and_made(checked: Checked) -> None:
+    installation = checked.installation
+    with installation.superuser().connect() as connection:
+        tomorrow = "to_char((now() AT TIME ZONE 'UTC')::date + 1, 'YYYYMMDD')"
+        (name,) = connection.execute(
+            f"SELECT 'sluice.api_access_logs_' || {tomorrow}".encode()
+        ).fetchone() or ("",)
+        connection.execute(f"DROP TABLE {name}".encode())
+    (found,) = (each for each in checked.look() if each.what != TEMPORARY)
+    assert (found.severity, found.mend) == (ERROR, "SELECT sluice.ensure_partitions();")
+    assert found.what.startswith("sluice.api_access_logs has no partition for 20")
+    checked.psql(found.mend)
+    installation.execute(f"ALTER TABLE {name} NO FORCE ROW LEVEL SECURITY")
+    (found,) = (each for each in checked.look() if each.what != TEMPORARY)
+    assert found.mend == f"ALTER TABLE {name} FORCE ROW LEVEL SECURITY;"
+    checked.psql(found.mend)
+    assert [each.what for each in checked.look()] == [TEMPORARY]
+
+
+def test_a_table_for_everybody_says_so_in_its_comment(checked: Checked) -> None:
+    execute = checked.installation.execute
+    execute("CREATE TABLE public.countries (code text)", "GRANT SELECT ON public.countries TO PUBLIC")
+    mends = [each.mend for each in checked.look() if each.what != TEMPORARY]
+    assert mends == [
+        "ALTER TABLE public.countries ENABLE ROW LEVEL SECURITY;",
+        "ALTER TABLE public.countries FORCE ROW LEVEL SECURITY;",
+    ]
+    execute("COMMENT ON TABLE public.countries IS 'ISO 3166; pgsluice: public'")
+    assert [each.what for each in checked.look()] == [TEMPORARY]
+    execute("DROP TABLE public.countries")
+
+
+def test_a_password_that_is_not_the_login_s(checked: Checked) -> None:
+    app = checked.content["databases"]["app"]
+    pools = {**app["pools"], "readonly": {**app["pools"]["readonly"], "password": "wrong"}}
+    report = checked.report({**checked.content, "databases": {"app": {**app, "pools": pools}}})
+    (found,) = (each.finding for each in report.found if each.finding.what != TEMPORARY)
+    assert (found.severity, found.mend) == (ERROR, "\\password app_ro")
+    assert found.what == 'app_ro can\'t log in: password authentication failed for user "app_ro"'
+
+
+def test_a_database_without_our_sql(checked: Checked) -> None:
+    app = {**checked.content["databases"]["app"], "database": "postgres"}
+    report = checked.report({**checked.content, "databases": {"app": app}})
+    whats = [each.finding.what for each in report.found]
+    assert "the bundled SQL is not in this database" in whats
+    # Without a signed identity nothing rests on it.
+    off = {"identity": {"mode": "off"}, "auth": {"keys": "file", "keys_file": __file__}}
+    content = {**checked.content, **off, "databases": {"app": app}, "access_log": {"sinks": ["stdout"]}}
+    assert checked.report(content).found == []
+
+
+def test_a_replica_s_own_faults_are_told_of_it_alone(installation: Installation, tmp_path: Path) -> None:
+    path = tmp_path / "pgsluice.yaml"
+    path.write_text(yaml.safe_dump(configuration(installation, 6432, 9432, tmp_path)))
+
+    def found() -> list[tuple[list[str], str]]:
+        result = CliRunner().invoke(app, ["check", "-c", str(path), "--json"])
+        report = json.loads(result.stdout)
+        assert [each["role"] for each in report["hosts"]] == ["primary", "replica"]
+        hosts = [each for each in report["findings"] if each["topic"] == "host"]
+        assert result.exit_code == (0 if report["ok"] else 1)
+        return [(each["hosts"], each["mend"]) for each in hosts]
+
+    assert found() == []
+    with installation.superuser(installation.cluster.replicas[0]).connect() as replica:
+        replica.execute("SELECT pg_wal_replay_pause()")
+        try:
+            assert found() == [(["replica1"], "SELECT pg_wal_replay_resume();")]
+        finally:
+            replica.execute("SELECT pg_wal_replay_resume()")
+    assert found() == []
