@@ -22,7 +22,6 @@ from proxy.auth.ratelimit import TokenBucket
 from proxy.errors import (
     AddressNotAllowed,
     ClientError,
-    FeatureNotSupported,
     InvalidApiKey,
     InvalidParameter,
     MissingApiKey,
@@ -39,6 +38,7 @@ from proxy.query.parameters import Profile, from_startup
 from proxy.query.route import pool_problem
 from proxy.session.database import Database
 from proxy.session.logins import Unproven
+from proxy.session.replication import check_replication
 from proxy.session.session import Session
 from proxy.session.state import SessionState
 from proxy.tasks import spawn
@@ -378,6 +378,8 @@ class ClientLogin(asyncio.Protocol):
         return key
 
     def _database(self, startup: StartupPacket) -> Database:
+        # Physical replication names no database of ours.
+        check_replication(startup.parameters.get("replication", "false"))
         name = _database_name(startup)
         databases = self._gate.databases
         database = databases.get(name) or databases.get("*")
@@ -392,8 +394,6 @@ class ClientLogin(asyncio.Protocol):
     ) -> tuple[Session, dict[bytes, bytes]]:
         """Make the session; its parameters are tried on a server first, so that a wrong one fails here."""
         parameters = startup.parameters
-        if parameters.get("replication", "false").lower() not in ("false", "off", "no", "0"):
-            raise FeatureNotSupported("replication connections are not served through the proxy")
         values, pool = from_startup(parameters, parse_options(parameters.get("options", "")))
         if problem := pool_problem(pool, key.is_admin):
             raise InvalidParameter(problem)

@@ -53,6 +53,25 @@ async def test_rejected_keys_all_get_the_same_answer(
     assert len({str(error) for error in refusals.values()}) == 1
 
 
+@pytest.mark.parametrize(
+    ("program", "arguments"),
+    [
+        ("psql", ["-X", "-c", "IDENTIFY_SYSTEM", "replication=database"]),
+        ("pg_recvlogical", ["--create-slot", "--slot=stolen", "--plugin=pgoutput"]),
+        ("pg_receivewal", ["--directory=."]),
+        ("pg_basebackup", ["--pgdata=-", "--format=tar", "--wal-method=none"]),
+    ],
+)
+def test_replication_is_refused_with_the_reason(
+    admin: Login, program: str, arguments: list[str], request: pytest.FixtureRequest
+) -> None:
+    if program == "pg_recvlogical":
+        arguments = [*arguments, f"--dbname={admin.database}"]
+    done = admin.run(program, *arguments)
+    assert done.returncode != 0
+    assert "pass by row-level security" in done.stderr or request.config.getoption("--direct")
+
+
 def test_psql_shows_the_message(proxy: Proxy, make_key: MakeKey) -> None:
     key_id, key = make_key()
     done = proxy.login(key_id, key + "x").psql("SELECT 1")

@@ -160,6 +160,9 @@ async def test_options_choose_a_pool(door: Door, options: str) -> None:
         ({"role": "postgres"}, "0A000"),
         ({"replication": "true"}, "0A000"),
         ({"replication": "database"}, "0A000"),
+        ({"replication": "TR"}, "0A000"),
+        ({"replication": "perhaps"}, "22023"),
+        ({"replication": "o"}, "22023"),
         ({"timezone": "bogus"}, "22023"),
     ],
 )
@@ -173,6 +176,13 @@ async def test_what_may_not_be_set_fails_the_login(
     door.world.settle()
     assert door.world.pool("readonly").idle_count == door.world.pool("readonly").size
     door.world.check()
+
+
+@pytest.mark.parametrize("word", ["false", "OFF", "n", "0", "fal"])
+async def test_replication_may_be_said_to_be_off(door: Door, word: str) -> None:
+    caller = door.knock()
+    came = await caller.scram(key_id("alice"), whole("alice"), replication=word)
+    assert kinds(came).endswith("ZI")
 
 
 async def test_settings_are_tried_on_a_server_once(door: Door) -> None:
