@@ -253,6 +253,8 @@ def _discard(node: Node, facts: Facts, nested: Nested) -> None:
         facts.unpins["all"] = None
     elif target == "TEMP":
         facts.unpins["temporary table"] = None
+    elif target == "SEQUENCES":
+        facts.unpins["currval"] = None
 
 
 def _prepare(node: Node, facts: Facts, nested: Nested) -> None:

@@ -13,6 +13,7 @@ from proxy.query.facts import POOL_PARAMETER
 from proxy.query.intent import SESSION, TRANSACTION, Intent
 from proxy.query.prepared import NO_TYPES, Statement
 from proxy.query.route import REPLICA, Route, choose
+from proxy.session.collect import DuplicateStatement
 from proxy.session.deferral import (
     DEFERRED,
     FAILED,
@@ -27,6 +28,7 @@ from proxy.session.deferral import (
 )
 from proxy.session.folding import lacking, parse_apart
 from proxy.session.preparing import Preparing
+from proxy.session.renaming import UndefinedStatement
 from proxy.session.retry import anew, failed, may_try_again
 from proxy.session.sending import Writer, undo, write_begin, write_unit
 from proxy.session.settings import probed
@@ -82,10 +84,13 @@ class Lending(Preparing):
         if server is None:
             refused = unit.refused
             if refused is not None and not unit.runs_before_refused:
-                assert refused.error is not None
-                self._answer_unsent(unit, refused.error)
-                return
-            if unit.ended_by == FE_SYNC and self._only_prepares(unit):
+                error = refused.error
+                assert error is not None
+                # What stands before a name that is wrong counts, as it does in PostgreSQL: it goes to a server.
+                if refused is unit.first or not isinstance(error, (UndefinedStatement, DuplicateStatement)):
+                    self._answer_unsent(unit, error)
+                    return
+            if unit.ended_by == FE_SYNC and refused is None and self._only_prepares(unit):
                 return
             if unit.length == 1 and unit.intent is None and unit.ended_by != FE_QUERY and unit.ended_by != 0:
                 # A Sync or Flush alone: nothing is outstanding.
@@ -436,6 +441,9 @@ class Lending(Preparing):
         for reason in intent.unpins:
             if reason in self.pins:
                 self.looks = True
+            if reason == "currval" or reason == "all":
+                # It may run elsewhere than where the sequence was asked.
+                self.last_writer = None
         if intent.unclean and not intent.sweeps:
             server.unclean = intent.unclean
             server.renew_at = 0.0

@@ -124,6 +124,14 @@ def test_a_missing_statement_is_refused_and_the_rest_skipped_to_sync(world: Worl
     assert kinds(client.ask(bind("s"), execute(), parse("x", READ), SYNC)) == "E:26000 ZE"
 
 
+def test_what_stands_before_a_missing_statement_is_done(world: World) -> None:
+    client = world.client()
+    assert kinds(client.ask(parse("s", READ), close("x"), use("t"))) == "1 3 E:26000 ZI"
+    assert kinds(client.ask(parse("s", READ), SYNC)) == "E:42P05 ZI", "the name is taken"
+    assert rows(client.ask(use("s"))) == ["'alice'"]
+    assert kinds(client.ask(parse("u", READ), parse("s", READ), SYNC, use("u"))) == "1 E:42P05 ZI 2 D C ZI"
+
+
 def test_a_parse_that_fails_leaves_its_name_free(world: World) -> None:
     client = world.client()
     world.failing["SELECT nothing"] = "42703"
