@@ -5,19 +5,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import shutil
 import sys
 import time
 from collections import Counter
-from contextlib import ExitStack
 from pathlib import Path
 
-from proxy.embedded import Cluster, scratch_directory
-from proxy.setup import setup
 from tests.differential.rules import LEFT_OUT, RULES
-from tests.differential.run import FILES, Comparison, Result, cases_of
-from tests.differential.stage import PROXY, Stage
-from tests.integration.support import DATABASE, Installation, Proxy
+from tests.differential.run import FILES, Result, cases_of
+from tests.differential.stages import SETTINGS, comparison
 
 
 def main() -> int:
@@ -25,28 +20,35 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.differential", description=__doc__)
     parser.add_argument("files", nargs="*", help="names of corpus files, without .txt; all, if none is given")
     parser.add_argument("-k", metavar="TEXT", default="", help="only cases whose name contains TEXT")
+    parser.add_argument(
+        "--stage",
+        choices=[*SETTINGS, "all"],
+        default="transaction",
+        help="the setting to play them in: "
+        + "; ".join(f"{name}: {each.shows}" for name, each in SETTINGS.items()),
+    )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     arguments = parser.parse_args()
     files = [path for path in FILES if not arguments.files or path.stem in arguments.files]
-    started = time.monotonic()
-    results = _run(files, arguments.k)
-    seconds = time.monotonic() - started
-    print(json.dumps(_summary(results, seconds), indent=2) if arguments.json else _text(results, seconds))
-    return any(result.verdict == "different" for result in results)
+    summaries = dict[str, object]()
+    failed = False
+    for setting in SETTINGS if arguments.stage == "all" else [arguments.stage]:
+        started = time.monotonic()
+        results = _run(files, arguments.k, setting)
+        seconds = time.monotonic() - started
+        summaries[setting] = _summary(results, seconds)
+        failed |= any(result.verdict == "different" for result in results)
+        if not arguments.json:
+            print(f"{setting}: {_text(results, seconds)}", flush=True)
+    if arguments.json:
+        print(json.dumps(summaries, indent=2))
+    return failed
 
 
-def _run(files: list[Path], wanted: str) -> list[Result]:
+def _run(files: list[Path], wanted: str, setting: str) -> list[Result]:
     cases = [case for case in cases_of(files) if wanted in case.name]
-    directory = scratch_directory("pgsluice-differential-")
-    with ExitStack() as stack:
-        stack.callback(shutil.rmtree, directory)
-        cluster = stack.enter_context(Cluster(directory / "postgresql", replicas=0))
-        installation = Installation(cluster, setup(cluster.primary.dsn(DATABASE), DATABASE).passwords)
-        stage = stack.enter_context(Stage(installation))
-        proxy = Proxy(installation, directory, PROXY)
-        proxy.start()
-        stack.callback(proxy.stop)
-        return asyncio.run(Comparison(installation, proxy, stage).run(cases))
+    with comparison(setting) as compare:
+        return asyncio.run(compare.run(cases))
 
 
 def _summary(results: list[Result], seconds: float) -> dict[str, object]:
@@ -80,7 +82,8 @@ def _text(results: list[Result], seconds: float) -> str:
     )
     for name, rule in RULES.items():
         count = sum(result.why == name for result in results if result.verdict == "documented")
-        lines.append(f"  {name}: {count} ({rule.reason})")
+        if count:
+            lines.append(f"  {name}: {count} ({rule.reason})")
     for name, count in Counter(result.why for result in results if result.verdict == "known").items():
         lines.append(f"  KNOWN BUG {name}: {count}")
     return "\n".join(lines)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import struct
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from scramp import ScramClient
@@ -17,7 +19,11 @@ from tests.session.frontend import TERMINATE, message, query
 PATIENCE: Final = 4.0
 """Seconds without a byte after which a reply counts as missing."""
 
+V3_0: Final = 3 << 16
+V3_2: Final = 3 << 16 | 2
+
 _MECHANISM: Final = "SCRAM-SHA-256"
+_SSL_REQUEST: Final = struct.pack("!ii", 8, 80877103)
 # What answers each message of the extended protocol, where it goes well.
 _ANSWERS: Final = {
     "Parse": ("1",),
@@ -26,6 +32,17 @@ _ANSWERS: Final = {
     "Close": ("3",),
     "Execute": ("C", "I", "s", "G"),
 }
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a client speaks: the protocol's version, and TLS where it has a context."""
+
+    protocol: int = V3_0
+    tls: ssl.SSLContext | None = None
+
+
+PLAINLY: Final = Manner()
 
 
 class Client:
@@ -45,12 +62,18 @@ class Client:
 
     @classmethod
     async def connect(
-        cls, login: Login, startup: Mapping[str, str] | None = None, patience: float = PATIENCE
+        cls,
+        login: Login,
+        startup: Mapping[str, str] | None = None,
+        patience: float = PATIENCE,
+        manner: Manner = PLAINLY,
     ) -> Client:
         """Log in; the transcript starts at AuthenticationOk. A refused login shows there too."""
         client = cls(*await asyncio.open_connection(login.host, login.port, limit=1 << 20))
         client.patience = patience
-        await client._log_in(login, startup or {})
+        if manner.tls is not None:
+            await client._encrypt(manner.tls, login.host)
+        await client._log_in(login, startup or {}, manner.protocol)
         return client
 
     async def perform(self, step: Step) -> None:
@@ -133,9 +156,15 @@ class Client:
         elif self._answers_owed and kind in self._answers_owed[0]:
             del self._answers_owed[0]
 
-    async def _log_in(self, login: Login, startup: Mapping[str, str]) -> None:
+    async def _encrypt(self, context: ssl.SSLContext, host: str) -> None:
+        self._writer.write(_SSL_REQUEST)
+        answer = await self._reader.readexactly(1)
+        assert answer == b"S", answer
+        await self._writer.start_tls(context, server_hostname=host)
+
+    async def _log_in(self, login: Login, startup: Mapping[str, str], protocol: int) -> None:
         parameters = {"user": login.user, "database": login.database, **startup}
-        body = struct.pack("!i", 196608)
+        body = struct.pack("!i", protocol)
         body += b"".join(name.encode() + b"\0" + value.encode() + b"\0" for name, value in parameters.items())
         self._writer.write(struct.pack("!i", len(body) + 5) + body + b"\0")
         # c_nonce is made by scramp; PostgreSQL takes the user's name from the startup message.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from tests.differential.client import Client
+from tests.differential.client import PLAINLY, Client, Manner
 from tests.differential.script import Step, build
 from tests.integration.support import Login
 
@@ -27,16 +27,17 @@ class Interference:
     At most one server connection is taken at a time, so that of two one is left for the case.
     """
 
-    def __init__(self, same: Login, other: Login) -> None:
+    def __init__(self, same: Login, other: Login, manner: Manner = PLAINLY) -> None:
         self._same, self._other = same, other
+        self._manner = manner
         self._dice = random.Random(0)
         self._casualties: list[str] = []
 
     async def start(self) -> None:
         """Log in as the user of the cases, twice, and as another."""
-        self._holder = await Client.connect(self._same)
-        self._setter = await Client.connect(self._same)
-        self._stranger = await Client.connect(self._other)
+        self._holder = await Client.connect(self._same, manner=self._manner)
+        self._setter = await Client.connect(self._same, manner=self._manner)
+        self._stranger = await Client.connect(self._other, manner=self._manner)
 
     def begin(self, phase: int) -> None:
         """Start anew with the dice of `phase`, so that a case meets the same ones each time that it runs."""

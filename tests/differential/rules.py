@@ -16,6 +16,7 @@ class Rule:
     reason: str
     proxy: str
     always: bool = True  # False where it depends on what other clients did meanwhile
+    absent: tuple[str, ...] = ()  # the settings of stages.py in which nothing may differ by this rule
 
     def allows(self, proxy: list[str]) -> bool:
         """Tell whether the proxy's lines are what this rule speaks of."""
@@ -52,11 +53,13 @@ RULES: Final[Mapping[str, Rule]] = MappingProxyType(
         "pins": Rule(
             "of a pool's server connections one is never pinned, so that the others have a way",
             r"ErrorResponse ERROR 53300 'too many sessions keep their server connection",
+            absent=("session",),
         ),
         "currval": Rule(
             "currval and lastval ask the server connection of the last nextval, unless others used it since",
             r"ErrorResponse ERROR 55000",
             always=False,
+            absent=("session",),
         ),
         "ddl": Rule(
             "DDL, DO and VACUUM need a key with the permission admin",
@@ -65,6 +68,35 @@ RULES: Final[Mapping[str, Rule]] = MappingProxyType(
         "long-named-statement": Rule(
             "a named statement's text is kept for as long as the session, so it may have 64 KiB at most",
             r"ErrorResponse ERROR 0A000 'the text of a named prepared statement",
+        ),
+        "malformed": Rule(
+            "a message that isn't well formed ends the session; PostgreSQL tells the error and goes on",
+            r"ErrorResponse FATAL 08P01|^\(closed\)|^$",
+        ),
+        "long-names": Rule(
+            "names of statements count as a whole; for PostgreSQL two are the same if their first 63 bytes are",
+            r"ParseComplete",
+        ),
+        "failed-describe": Rule(
+            "in a failed transaction a statement that its server connection lacks can't be parsed there",
+            r"ErrorResponse ERROR 25P02",
+            always=False,
+            absent=("session",),
+        ),
+        "host": Rule(
+            "a read is served by a replica, and a function may ask which host it is",
+            r"DataRow 't'",
+            always=False,
+        ),
+        "lag": Rule(
+            "a replica is a moment behind what other sessions have written; one's own writes are seen at once",
+            r"DataRow '\d+'",
+            always=False,
+        ),
+        "standby": Rule(
+            "a READ ONLY transaction runs on a replica where there is one, and PostgreSQL refuses some things there",
+            r"ErrorResponse ERROR (0A000|25006|25P02|55000)|CommandComplete 'ROLLBACK'",
+            always=False,
         ),
     }
 )

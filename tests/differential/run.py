@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-from tests.differential.client import Client
+from tests.differential.client import PLAINLY, Client, Manner
 from tests.differential.interference import Interference
 from tests.differential.rules import RULES
 from tests.differential.script import Case, read
@@ -40,8 +40,17 @@ class Result:
 class Comparison:
     """Runs cases; `interference` is at work on the proxy only, for it must not be seen there."""
 
-    def __init__(self, installation: Installation, proxy: Proxy, stage: Stage) -> None:
+    def __init__(
+        self,
+        installation: Installation,
+        proxy: Proxy,
+        stage: Stage,
+        setting: str = "transaction",
+        manner: Manner = PLAINLY,
+    ) -> None:
         self._stage = stage
+        self._setting = setting
+        self._manner = manner
         self._direct = {name: installation.role(role) for name, role in ROLES.items()}
         self._proxied = self._keys(installation, proxy, "{}@example.com")
         self._strangers = self._keys(installation, proxy, "strange-{}@example.com")
@@ -54,27 +63,28 @@ class Comparison:
             for name in ROLES
         }
 
-    async def run(self, cases: Iterable[Case]) -> list[Result]:
-        """Return the results of `cases`, run one after another."""
+    async def run(self, cases: Iterable[Case], phases: Sequence[int] = PHASES) -> list[Result]:
+        """Return the results of `cases`, run one after another, at the proxy once for each phase."""
         for name in ROLES:
-            self._interference[name] = Interference(self._proxied[name], self._strangers[name])
+            self._interference[name] = Interference(self._proxied[name], self._strangers[name], self._manner)
             await self._interference[name].start()
         try:
-            return [await self._compare(case) for case in cases]
+            return [await self._compare(case, phases) for case in cases]
         finally:
             for interference in self._interference.values():
                 await interference.stop()
 
-    async def _compare(self, case: Case) -> Result:
+    async def _compare(self, case: Case, phases: Sequence[int]) -> Result:
         direct = await self._play(case, self._direct[case.login], None)
         if any("(nothing more comes)" in lines for lines in direct):
             why = "the script waits for what PostgreSQL never sends"
             return Result(case, "different", why, _told(case, direct))
         proxied = list[list[list[str]]]()
-        for phase in PHASES:
+        for phase in phases:
             self._interference[case.login].begin(phase)
             proxied.append(await self._play(case, self._proxied[case.login], self._interference[case.login]))
-        return judge(case, direct, next((each for each in proxied if each != direct), proxied[0]))
+        seen = next((each for each in proxied if each != direct), proxied[0])
+        return judge(case, direct, seen, self._setting)
 
     async def _play(self, case: Case, login: Login, interference: Interference | None) -> list[list[str]]:
         """Return the lines that came at the login, in each step, and at the end."""
@@ -85,7 +95,7 @@ class Comparison:
             interference = None
         # The proxy opens its server connections with a search_path of its own, whatever the role's is.
         startup = case.startup if interferes else {"search_path": '"$user", public', **case.startup}
-        clients = {name: await Client.connect(login, startup) for name in case.clients}
+        clients = {name: await Client.connect(login, startup, manner=self._manner) for name in case.clients}
         played = [sorted(line for client in clients.values() for line in client.transcript.take())]
         for step in case.steps:
             client = clients[step.client]
@@ -100,9 +110,12 @@ class Comparison:
         return played
 
 
-def judge(case: Case, direct: list[list[str]], proxied: list[list[str]]) -> Result:
-    """Return the verdict on what was seen on both ways, step by step."""
-    rule = RULES[case.differs] if case.differs else None
+def judge(
+    case: Case, direct: list[list[str]], proxied: list[list[str]], setting: str = "transaction"
+) -> Result:
+    """Return the verdict on what was seen on both ways, step by step, in this setting."""
+    name = case.differs_in.get(setting, case.differs)
+    rule = RULES[name] if name and setting not in RULES[name].absent else None
     differing = [at for at, (one, other) in enumerate(zip(direct, proxied, strict=True)) if one != other]
     unexplained = [at for at in differing if rule is None or not rule.allows(proxied[at])]
     if unexplained:
@@ -111,8 +124,8 @@ def judge(case: Case, direct: list[list[str]], proxied: list[list[str]]) -> Resu
     if case.known:
         return Result(case, "different", f"known as {case.known}, but it passes: take the mark off")
     if rule is not None and rule.always and not differing:
-        return Result(case, "different", f"differs: {case.differs} is said, but nothing differs")
-    return Result(case, "documented" if rule else "same", case.differs)
+        return Result(case, "different", f"differs: {name} is said, but nothing differs")
+    return Result(case, "documented", name) if differing else Result(case, "same")
 
 
 def _difference(case: Case, at: int, direct: list[str], proxied: list[str]) -> list[str]:

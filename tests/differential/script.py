@@ -2,6 +2,7 @@ r"""The notation of the corpus: cases, each a script of frontend messages, one o
 
     == a case's name
     differs: function-call          the proxy may differ, by this rule of rules.py
+    differs: lag in replica         so it may in this one of the settings of stages.py
     known: some-bug                 the proxy differs, and shouldn't: the run stays green, and says so
     as: admin                       the login, `writer` unless said
     startup: options=-c a=b         a parameter of the startup message; may be repeated
@@ -81,6 +82,7 @@ class Case:
     login: str = "writer"
     differs: str = ""
     known: str = ""
+    differs_in: dict[str, str] = field(default_factory=dict)
     startup: dict[str, str] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
 
@@ -143,6 +145,9 @@ def _heed(case: Case, name: str, value: str) -> None:
         case.startup[parameter] = content
     elif name == "as":
         case.login = value
+    elif name == "differs" and " in " in value:
+        rule, _, setting = value.partition(" in ")
+        case.differs_in[setting] = rule
     else:
         setattr(case, name, value)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, Final
 
 import psycopg
@@ -51,6 +52,19 @@ CREATE FUNCTION public.d_tokyo() RETURNS text LANGUAGE sql SET timezone = 'Asia/
     AS 'SELECT current_setting(''timezone'')';
 CREATE FUNCTION public.d_notice(text) RETURNS text LANGUAGE plpgsql
     AS 'BEGIN RAISE NOTICE ''says %'', $1; RETURN $1; END';
+CREATE FUNCTION public.d_fail(code text, message text) RETURNS integer LANGUAGE plpgsql
+    AS 'BEGIN
+        RAISE EXCEPTION USING ERRCODE = code, MESSAGE = message, DETAIL = ''a detail'', HINT = ''a hint'',
+            COLUMN = ''name'', CONSTRAINT = ''a_rule'', DATATYPE = ''text'', TABLE = ''d_items'', SCHEMA = ''public'';
+    END';
+CREATE FUNCTION public.d_divide(integer) RETURNS integer LANGUAGE plpgsql AS 'BEGIN RETURN 10 / $1; END';
+CREATE FUNCTION public.d_caught(integer) RETURNS integer LANGUAGE plpgsql
+    AS 'BEGIN RETURN public.d_divide($1); EXCEPTION WHEN division_by_zero THEN RAISE NOTICE ''caught''; RETURN -1; END';
+CREATE FUNCTION public.d_said(text) RETURNS void LANGUAGE plpgsql
+    AS 'BEGIN
+        RAISE DEBUG ''debug %'', $1; RAISE LOG ''log %'', $1; RAISE INFO ''info %'', $1;
+        RAISE NOTICE ''notice %'', $1; RAISE WARNING ''warning %'', $1 USING ERRCODE = ''01234'', DETAIL = ''more'';
+    END';
 CREATE PROCEDURE public.d_commit(name text) LANGUAGE plpgsql
     AS 'BEGIN INSERT INTO public.d_items VALUES (100, name); COMMIT; END';
 CREATE PROCEDURE public.d_setting(value text) LANGUAGE plpgsql
@@ -68,6 +82,7 @@ DROP SCHEMA differential CASCADE;
 DROP TABLE public.d_children, public.d_parents, public.d_items;
 DROP SEQUENCE public.d_sequence;
 DROP FUNCTION public.d_set, public.d_tokyo, public.d_notice;
+DROP FUNCTION public.d_fail, public.d_divide, public.d_caught, public.d_said;
 DROP PROCEDURE public.d_commit, public.d_setting;
 """
 
@@ -77,6 +92,9 @@ class Stage:
 
     def __init__(self, installation: Installation) -> None:
         self._connection: psycopg.Connection[Any] = installation.superuser().connect()
+        self._replicas = [
+            installation.superuser(server, "postgres").connect() for server in installation.cluster.replicas
+        ]
 
     def __enter__(self) -> Stage:
         self._connection.execute(_MAKE)
@@ -84,8 +102,14 @@ class Stage:
 
     def __exit__(self, *_: object) -> None:
         self._connection.execute(_REMOVE)
-        self._connection.close()
+        for connection in (self._connection, *self._replicas):
+            connection.close()
 
     def clear(self) -> None:
-        """Put tables and sequence back to where each case starts."""
+        """Put tables and sequence back to where each case starts, and wait until replicas have them so."""
         self._connection.execute(_CLEAR)
+        written = self._connection.execute("SELECT pg_current_wal_flush_lsn()::text").fetchone()
+        for replica in self._replicas:
+            replayed = "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn"
+            while replica.execute(replayed, written).fetchone() != (True,):
+                time.sleep(0.001)

@@ -146,7 +146,7 @@ def _plain(word: str) -> Callable[[Transcript, bytes], str]:
 _RENDERERS: Final[dict[bytes, Callable[[Transcript, bytes], str]]] = {
     b"R": _authentication,
     b"S": _parameter_status,
-    b"K": lambda _, body: "BackendKeyData",
+    b"K": lambda _, body: f"BackendKeyData with a key of {len(body) - 4} bytes",
     b"Z": lambda _, body: f"ReadyForQuery {body.decode()}",
     b"T": _row_description,
     b"D": _data_row,

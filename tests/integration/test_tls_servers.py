@@ -16,45 +16,13 @@ import psycopg
 import pytest
 
 from proxy.embedded import Cluster, scratch_directory
-from proxy.setup import setup
 from tests.certificates import Authority, Pair
-from tests.integration.support import DATABASE, DEBIAN, Installation, Login, Proxy, wait_until
+from tests.integration.encrypted import HBA, Rig
+from tests.integration.support import DATABASE, DEBIAN, Login, Proxy, wait_until
 
 SSL_REQUEST = b"\0\0\0\x08\x04\xd2\x16\x2f"
 # Connections that the pools keep without being asked, see support.configuration.
 MINIMUM = 5
-HBA = "hostssl all all 127.0.0.1/32 scram-sha-256"
-
-
-class Rig:
-    """A PostgreSQL that takes encrypted connections only, and who signed its certificate."""
-
-    def __init__(self, cluster: Cluster, authority: Authority) -> None:
-        self.cluster = cluster
-        self.authority = authority
-        self.data = cluster.primary.directory
-        self.own(self.data / "ca.crt", authority.file)
-        self.present(authority.issue("postgres", "127.0.0.1"))
-        with (self.data / "postgresql.conf").open("a") as settings:
-            settings.write("ssl = on\nssl_ca_file = 'ca.crt'\n")
-        self.hba(HBA)
-        self.installation = Installation(cluster, setup(cluster.primary.dsn(DATABASE), DATABASE).passwords)
-
-    def own(self, path: Path, source: Path) -> None:
-        path.write_bytes(source.read_bytes())
-        path.chmod(0o600)
-        self.cluster.account.own(path)
-
-    def present(self, pair: Pair) -> None:
-        """Give the server a certificate."""
-        self.own(self.data / "server.crt", pair.cert)
-        self.own(self.data / "server.key", pair.key)
-        self.cluster.primary.reload()
-
-    def hba(self, *lines: str) -> None:
-        """Say who may come, and how."""
-        (self.data / "pg_hba.conf").write_text("\n".join(lines) + "\n")
-        self.cluster.primary.reload()
 
 
 @pytest.fixture(scope="module", params=DEBIAN)
