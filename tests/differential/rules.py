@@ -90,13 +90,17 @@ RULES: Final[Mapping[str, Rule]] = MappingProxyType(
         ),
         "lag": Rule(
             "a replica is a moment behind what other sessions have written; one's own writes are seen at once",
-            r"DataRow '\d+'",
+            r"DataRow ",
             always=False,
         ),
         "standby": Rule(
             "a READ ONLY transaction runs on a replica where there is one, and PostgreSQL refuses some things there",
             r"ErrorResponse ERROR (0A000|25006|25P02|55000)|CommandComplete 'ROLLBACK'",
             always=False,
+        ),
+        "reset-in-a-string": Rule(
+            "within one string, what follows a RESET has the server's value, not the startup message's",
+            r"DataRow 'UTC'",
         ),
     }
 )
