@@ -102,5 +102,10 @@ RULES: Final[Mapping[str, Rule]] = MappingProxyType(
             "within one string, what follows a RESET has the server's value, not the startup message's",
             r"DataRow 'UTC'",
         ),
+        "stray": Rule(
+            "what has no place within a COPY may be told as another type of message: a Close is sent for it",
+            r"unexpected message type 0x43 during COPY",
+            always=False,
+        ),
     }
 )
