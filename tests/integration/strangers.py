@@ -224,9 +224,11 @@ class Stranger:
     async def _cancel(self, connection: Connection) -> None:
         """Lose patience within a result; asyncpg sends a cancel request then."""
         try:
-            self._all(await self._ask(connection.fetch(_SLOW, timeout=self._dice.random() * 0.06 + 0.001)))
+            self._all(await self._ask(connection.fetch(_SLOW, timeout=self._dice.random() * 0.12 + 0.001)))
         except TimeoutError:
             self._report.done["cancelled"] += 1
+        # Without a timeout: asyncpg closes a connection whose cancel isn't answered within that of the next query.
+        await self._who(connection)
 
     async def _vanish(self, connection: Connection) -> None:
         """Cut the connection within a result, or within a transaction."""
