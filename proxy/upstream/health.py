@@ -77,10 +77,12 @@ class Health:
         self.server_offset = 0.0
 
     async def run(self) -> None:
-        """Probe all hosts each interval, for ever."""
+        """Probe all hosts each interval, for ever; with an interval of 0 only until all are up, again and again."""
+        thresholds = self._thresholds
         while True:
-            await self.probe()
-            await asyncio.sleep(self._thresholds.interval)
+            if thresholds.interval or not all(host.up for host in self._cluster.hosts):
+                await self.probe()
+            await asyncio.sleep(thresholds.interval or thresholds.retry_after)
 
     async def probe(self) -> None:
         """Probe all hosts once, the primary's position before the replicas'."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -174,3 +175,15 @@ async def test_a_host_is_vetted_each_time_before_it_counts_as_up(monkeypatch: py
     rig.fakes["one"].down, unfit = False, "not any more"
     await rig.probe(5.0)
     assert (rig.hosts["one"].up, len(asked)) == (False, 3)
+
+
+async def test_an_interval_of_0_asks_nothing_of_hosts_that_are_up(rig: Rig) -> None:
+    rig.health = Health(
+        rig.cluster, {name: cast(Control, fake) for name, fake in rig.fakes.items()}, Thresholds(0.0, 2, 5.0)
+    )
+    await rig.probe()
+    watching = asyncio.create_task(rig.health.run())
+    for _ in range(50):
+        await asyncio.sleep(0)
+    watching.cancel()
+    assert [fake.asked for fake in rig.fakes.values()] == [1, 1]
