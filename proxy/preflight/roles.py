@@ -20,6 +20,10 @@ _ATTRIBUTES: Final = (
     ("rolreplication", "REPLICATION", True),
     ("rolcreatedb", "CREATEDB", False),
 )
+_OWN_LOGIN: Final = (
+    "give the pools a login of their own; where variables alone configure it, PGSLUICE_CONTROL_PASSWORD is that of"
+    " sluice_control"
+)
 _GRANTED_BY: Final = 160000
 # Predefined roles that read or write any table or file, and so the signing keys.
 _MIGHTY: Final = frozenset(
@@ -40,7 +44,7 @@ def check(facts: Facts, logins: Logins) -> Iterator[Finding]:
     yield from _present(roles, logins)
     for login in sorted({OWNER, DEFINER, CONTROL, logins.control} & logins.pools.keys()):
         what = f"a pool logs in as {login}, which can sign for any user"
-        yield Finding(ERROR, TOPIC, what, advice="give the pools a login of their own", bypass=True)
+        yield Finding(ERROR, TOPIC, what, advice=_OWN_LOGIN, bypass=True)
     yield from _attributes(roles, logins)
     yield from _groups(facts, roles, logins)
     yield from _memberships(facts, roles, logins)

@@ -601,6 +601,23 @@ def test_a_password_that_is_not_the_login_s(checked: Checked) -> None:
     assert found.what == 'app_ro can\'t log in: password authentication failed for user "app_ro"'
 
 
+def test_a_pool_that_shares_the_proxy_s_own_login(checked: Checked, tmp_path: Path) -> None:
+    pool = checked.content["databases"]["app"]["pools"]["primary"]
+    control = {key: pool[key] for key in ("user", "password")}
+    changes = {"databases": {"app": {"control": control}}}
+    proxy = Proxy(checked.installation, tmp_path, changes)
+    (told,) = (
+        each.finding
+        for each in checked.report(yaml.safe_load(proxy.config.read_text())).found
+        if each.finding.advice.startswith("give the pools a login of their own")
+    )
+    assert (told.severity, told.what) == (ERROR, "a pool logs in as app_rw, which can sign for any user")
+    command = [sys.executable, "-m", "proxy", "serve", "-c", str(proxy.config)]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 1
+    assert f"primary: {told.what}; {told.advice}" in refused.stderr
+
+
 def test_a_database_without_our_sql(checked: Checked) -> None:
     app = {**checked.content["databases"]["app"], "database": "postgres"}
     report = checked.report({**checked.content, "databases": {"app": app}})
