@@ -225,10 +225,10 @@ BEGIN
     END IF;
     -- The values of environments are masked whatever they are called, and of settings if they are sensitive.
     FOREACH name IN ARRAY ARRAY['environment', 'environment_variables'] LOOP
-        before := before || coalesce((SELECT jsonb_build_object(name, coalesce(jsonb_object_agg(e, '***'), '{}'))
-            FROM jsonb_object_keys(before -> name) AS e WHERE before ? name HAVING bool_and(before ? name)), '{}');
-        after := after || coalesce((SELECT jsonb_build_object(name, coalesce(jsonb_object_agg(e, '***'), '{}'))
-            FROM jsonb_object_keys(after -> name) AS e WHERE after ? name HAVING bool_and(after ? name)), '{}');
+        before := before || CASE WHEN before ? name THEN jsonb_build_object(name, (
+            SELECT coalesce(jsonb_object_agg(e, '***'), '{}') FROM jsonb_object_keys(before -> name) AS e)) ELSE '{}' END;
+        after := after || CASE WHEN after ? name THEN jsonb_build_object(name, (
+            SELECT coalesce(jsonb_object_agg(e, '***'), '{}') FROM jsonb_object_keys(after -> name) AS e)) ELSE '{}' END;
     END LOOP;
     IF hidden THEN
         before := before || CASE WHEN before ? 'value' THEN '{"value": "***"}' ELSE '{}' END::jsonb;
