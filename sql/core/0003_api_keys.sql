@@ -198,6 +198,11 @@ BEGIN
     IF old.id IS NULL OR old.revoked_at IS NOT NULL OR old.expires_at <= now() THEN
         RAISE no_data_found USING MESSAGE = format('there is no valid API key %s', key_id);
     END IF;
+    IF EXISTS (SELECT FROM sluice.api_keys WHERE rotated_from = key_id AND revoked_at IS NULL) THEN
+        -- Its end is that of its grace: nobody knows any more how long it was meant to live.
+        RAISE object_not_in_prerequisite_state USING
+            MESSAGE = format('API key %s was rotated before', key_id), HINT = 'Rotate the key that replaces it.';
+    END IF;
     -- The new key lives as long as the old one was meant to.
     made := sluice.generate_api_key(old.name, old.user_id, old.permissions, old.default_pool, old.allowed_addresses,
                                     old.rate_limit_per_minute, now() + (old.expires_at - old.created_at));

@@ -150,6 +150,46 @@ def status(connection: psycopg.Connection[Any]) -> psycopg.pq.TransactionStatus:
     return connection.info.transaction_status
 
 
+# What a key carries
+
+
+def test_an_open_session_ends_with_its_keys_grace(
+    proxy: Proxy, make_key: MakeKey, installation: Installation
+) -> None:
+    key_id, key = make_key()
+    with proxy.login(key_id, key).connect() as connection:
+        made = installation_value(installation, "SELECT sluice.rotate_api_key(%s, '2 seconds')", key_id)
+        assert connection.execute("SELECT 'in grace'").fetchone() == ("in grace",)
+        with proxy.login(made["id"], made["api_key"]).connect() as newer:
+
+            def ended() -> bool:
+                try:
+                    connection.execute("SELECT 1")
+                except psycopg.OperationalError:
+                    return True
+                return False
+
+            assert wait_until(ended)
+            assert newer.execute("SELECT 'goes on'").fetchone() == ("goes on",)
+    with pytest.raises(psycopg.OperationalError, match="expired or revoked"):
+        proxy.login(key_id, key).connect()
+
+
+def test_sessions_use_their_keys_default_pool(
+    start_proxy: Callable[..., Proxy], make_key: MakeKey, installation: Installation
+) -> None:
+    key_id, key = make_key()
+    installation.execute(f"UPDATE sluice.api_keys SET default_pool = 'background' WHERE id = '{key_id}'")
+    # With one connection, which may not be pinned: that says which pool it is.
+    running = start_proxy({"databases": {"app": {"pools": {"background": {"min": 0, "max": 1}}}}})
+    listen = "LISTEN anything"
+    with running.login(key_id, key).connect() as connection:
+        with pytest.raises(psycopg.errors.TooManyConnections, match="pool=background"):
+            connection.execute(listen)
+        connection.execute("SET sluice.pool = 'primary'")
+        connection.execute(listen)
+
+
 # Addresses
 
 

@@ -352,6 +352,15 @@ def test_every_change_is_announced(superuser: Connection, control: Connection) -
     assert announced() == [newer]
 
 
+def test_a_key_is_rotated_once(superuser: Connection) -> None:
+    made = generate(superuser, expires_at=datetime.now(UTC) + timedelta(days=90))
+    newer = value(superuser, "SELECT sluice.rotate_api_key(%s, '1 hour')", made["id"])
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="was rotated before"):
+        superuser.execute("SELECT sluice.rotate_api_key(%s)", (made["id"],))
+    newest = value(superuser, "SELECT sluice.rotate_api_key(%s)", newer["id"])
+    assert datetime.fromisoformat(newest["expires_at"]) > datetime.now(UTC) + timedelta(days=89)
+
+
 # The same as typed calls
 
 
