@@ -122,6 +122,15 @@ class Answering(SessionState):
             b"",
         )
 
+    def record_unanswered(self, server: Server, sqlstate: bytes, code: bytes) -> None:
+        """Record what will not be answered: it was sent, and may have run; of a read, rows may have been told."""
+        for reply in server.replies.unanswered():
+            reply.sqlstate = sqlstate
+            reply.code = code
+            self.executed(reply)
+            # Once is enough, whatever ends the session behind this.
+            reply.sent_at = 0.0
+
     def record_begin(self, pool: Pool, begin: Intent) -> None:
         """Record a BEGIN that was answered before it was sent."""
         self.uses += 1

@@ -42,7 +42,7 @@ from proxy.transport.outlet import Outlet
 from proxy.upstream.pool import Pool
 from proxy.upstream.server import Borrower, Server
 from proxy.wire.codes import IDLE as STATUS_IDLE
-from proxy.wire.messages import TERMINATE, error_response
+from proxy.wire.messages import TERMINATE, error_response, sqlstate
 from proxy.wire.replies import QUERY, SINGLE, SYNC, Reply
 
 # What a session waits for, as bits.
@@ -190,6 +190,12 @@ class SessionState(Borrower):
     def lost(self, error: ClientError) -> None:
         """End the session: its server connection is gone in the middle of its work."""
         server = self.server
+        if server is not None and server.replies.head is not None:
+            if server.replies.parted:
+                said = server.replies.last_error
+                self.record_unanswered(server, sqlstate(said, 0, len(said)), b"")
+            else:
+                self.record_unanswered(server, error.sqlstate.encode(), error.code.encode())
         self.server = None
         self._release_pin()
         if server is not None and (server.replies.midway or server.replies.parted):
@@ -287,7 +293,13 @@ class SessionState(Borrower):
         server = self.server
         if server is None or not server.replies.midway:
             self.outlet.write(error_response(error, True))
+        if server is not None and server.replies.head is not None:
+            self.record_unanswered(server, error.sqlstate.encode(), error.code.encode())
         self._end()
+
+    def record_unanswered(self, server: Server, sqlstate: bytes, code: bytes) -> None:
+        """Record the statements that `server` will not have answered; whoever ends a session by itself says why."""
+        raise AssertionError
 
     def _terminate(self, error: ClientError | None = None) -> None:
         """End in good order: what stands before the Terminate completes, what stands behind it is dropped.
@@ -326,6 +338,10 @@ class SessionState(Borrower):
         self.pending = b""
         server = self.server
         self.server = None
+        if server is not None and server.replies.head is not None:
+            self.server = server
+            self.record_unanswered(server, b"08006", b"CLIENT_GONE")
+            self.server = None
         was_pinned = self.pinned
         self._release_pin()
         if server is not None:

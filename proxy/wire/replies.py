@@ -545,6 +545,18 @@ class ReplyQueue:
         if self.peer is not None:
             self.peer.copy_in()
 
+    def unanswered(self) -> list[Reply]:
+        """Return the statements whose answers are owed, with the bytes that came of the first: none more will."""
+        found: list[Reply] = []
+        reply = self.head
+        if reply is not None and reply.bytes_out < 0:
+            reply.bytes_out += self._base
+        while reply is not None:
+            if reply.sent_at != 0.0 and reply.mode == FORWARD:
+                found.append(reply)
+            reply = reply.next
+        return found
+
     def fakes_behind(self) -> bool:
         """Tell whether behind the COPY at the head stands what is answered without the server."""
         head = self.head

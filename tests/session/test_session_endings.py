@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.errors import QueryTimeout
+from proxy.errors import KeyRevoked, QueryTimeout
 from proxy.session.state import CANCEL_PATIENCE
 from proxy.upstream.server import CLOSED
 from tests.session.conftest import Clock
@@ -18,6 +18,7 @@ from tests.session.frontend import (
     error,
     execute,
     kinds,
+    message,
     parse,
     query,
     run,
@@ -345,3 +346,42 @@ def test_a_session_without_anything_under_way_is_idle(world: World) -> None:
     assert session.idle()
     client.ask(query("BEGIN"))
     assert not session.idle()
+
+
+# -- the access log
+
+
+@pytest.mark.parametrize("sent", [query(INSERT), run(INSERT), run(READ), query("COPY t FROM STDIN")])
+@pytest.mark.parametrize("how", ["vanish", "revoke", "die", "last words"])
+def test_a_statement_that_is_not_answered_any_more_is_recorded_once(
+    world: World, sent: bytes, how: str
+) -> None:
+    client = world.client()
+    client.ask(query("INSERT INTO u VALUES (1)"), query("SELECT 1"))
+    client.send(sent)
+    server = client.server()
+    (backend,) = [each for each in world.backends if each.server is server]
+    if READ.encode() in sent:
+        # So it isn't tried once more.
+        backend.server.data_received(message(b"1") + message(b"2"))
+    before = world.access.rows
+    world.access.take()
+    if how == "vanish":
+        client.vanish()
+    elif how == "revoke":
+        client.session.fatal(KeyRevoked())
+    else:
+        backend.die("FATAL" if how == "last words" else "")
+    assert client.closed() and before > 0 and world.access.rows == 1
+    record = world.access.take()
+    sqlstate = {"vanish": b"08006", "revoke": b"57P01", "die": b"08006", "last words": b"57P01"}[how]
+    assert sqlstate in record
+
+
+def test_a_pipeline_that_is_not_answered_any_more_is_recorded_whole(world: World) -> None:
+    client = world.client()
+    client.ask(query(INSERT))
+    client.send(query(INSERT), run("INSERT INTO u VALUES (1)"), query(INSERT))
+    world.access.take()
+    client.vanish()
+    assert world.access.rows == 3
