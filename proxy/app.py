@@ -48,9 +48,10 @@ from proxy.observe.snapshot import HostSnapshot, ParseCacheSnapshot, PoolSnapsho
 from proxy.observe.stats import ProxyStats
 from proxy.session.arrival import admit
 from proxy.session.cancel import cancel_held, cancel_server, cancel_session
-from proxy.session.client import Gate, Sessions
+from proxy.session.client import Gate
 from proxy.session.served import Served
 from proxy.session.session import Session
+from proxy.session.sessions import Sessions
 from proxy.tasks import spawn, stop
 from proxy.transport import tcp
 from proxy.transport.tls import ListenerTls, TlsError

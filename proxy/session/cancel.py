@@ -9,7 +9,7 @@ import logging
 import socket
 import time
 
-from proxy.session.client import Sessions
+from proxy.session.sessions import Sessions
 from proxy.transport import tcp
 from proxy.transport.asking import ask_for_tls
 from proxy.upstream.pool import Pool

@@ -34,18 +34,18 @@ from proxy.errors import (
 from proxy.observe.record import session_part
 from proxy.observe.stats import ProxyStats
 from proxy.query.facts import POOL_PARAMETER
-from proxy.query.parameters import Profile, from_startup
+from proxy.query.parameters import from_startup
 from proxy.query.route import pool_problem
 from proxy.session.database import Database
 from proxy.session.logins import Unproven
 from proxy.session.replication import check_replication
 from proxy.session.session import Session
-from proxy.session.state import SessionState
+from proxy.session.sessions import Sessions
+from proxy.session.trial import try_on_server
 from proxy.tasks import spawn
 from proxy.transport.greeting import Greeting
 from proxy.transport.tls import ALPN
-from proxy.upstream.errand import Ask
-from proxy.upstream.server import HIGH_WATER, Server
+from proxy.upstream.server import HIGH_WATER
 from proxy.wire.codes import (
     CANCEL_REQUEST,
     FE_PASSWORD,
@@ -74,9 +74,6 @@ log = logging.getLogger(__name__)
 
 _KEY_USER = "ctm_"
 _PLAIN = Greeting()
-
-_WORKER_BITS = 6
-"""Of a process id: 64 workers; the other 25 bits are random, as the whole secret is."""
 
 _HIDDEN_REPORTS = {
     b"in_hot_standby": b"off",
@@ -119,45 +116,6 @@ class Gate:
             bucket = TokenBucket(key.rate_limit_per_minute, time.monotonic())
             self.buckets[key.id] = bucket
         return bucket
-
-
-def worker_of(pid: int) -> int:
-    """Return the number of the worker whose session was told the process id `pid`."""
-    return pid & (1 << _WORKER_BITS) - 1
-
-
-class Sessions:
-    """All sessions of this process by the process id that their clients were told."""
-
-    def __init__(self, abandoned: Callable[[Server], None], worker: int = 0) -> None:
-        self.by_pid: dict[int, Session] = {}
-        self._abandoned = abandoned
-        self._worker = worker
-
-    def __len__(self) -> int:
-        return len(self.by_pid)
-
-    def add(self, session: Session, minor: int = 0) -> None:
-        """Enter `session` under a new process id, with a secret for cancel requests.
-
-        `minor` is the protocol's minor version: a secret has 4 bytes before 3.2, and 32 from then on, as
-        PostgreSQL's. The process id tells which worker holds the session, see worker_of.
-        """
-        pid = 0
-        while pid == 0 or pid in self.by_pid:
-            pid = secrets.randbits(31 - _WORKER_BITS) << _WORKER_BITS | self._worker
-        session.pid = pid
-        session.secret = secrets.token_bytes(32 if minor >= 2 else 4)
-        session.on_end = self._ended
-        session.on_abandon = self._abandoned
-        self.by_pid[pid] = session
-
-    def _ended(self, session: SessionState) -> None:
-        self.by_pid.pop(session.pid, None)
-
-    def of_key(self, key_id: str) -> list[Session]:
-        """Return the sessions that logged in with the key `key_id`."""
-        return [session for session in self.by_pid.values() if session.key.id == key_id]
 
 
 class ClientLogin(asyncio.Protocol):
@@ -399,7 +357,7 @@ class ClientLogin(asyncio.Protocol):
             raise InvalidParameter(problem)
         application_name = _printable(values.pop("application_name", ""))
         tried = database.profiles.of(values)
-        reports = dict(database.reports.get(tried) or await _try_on_server(database, tried))
+        reports = dict(database.reports.get(tried) or await try_on_server(database, tried))
         if application_name:
             values["application_name"] = application_name
         if pool:
@@ -492,45 +450,6 @@ class ClientLogin(asyncio.Protocol):
             raise ConnectionError("closed by the client")
 
 
-async def _try_on_server(database: Database, profile: Profile) -> dict[bytes, bytes]:
-    """Return what a server reports of itself under `profile`.
-
-    Raises the server's own complaint where it does not accept a value, or what keeps us from a server.
-    """
-    pool = database.cluster.pool_for("readonly", True, 0.0)
-    calls = [
-        f"pg_catalog.set_config({_literal(name)}, {_literal(value)}, false)" for name, value in profile.values
-    ]
-    sql = "SELECT " + ", ".join(calls or ["1"])
-    answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def finish(errand: Ask) -> None:
-        # Here, and not behind the await: the login may have given up by then.
-        if errand.server is not None and errand.parameters:
-            pool.came_late(errand.server, time.monotonic())
-        if not answered.done():
-            answered.set_result(None)
-
-    errand = Ask(sql.encode(), finish)
-    server = pool.take(errand, time.monotonic())
-    if server is not None:
-        errand.granted(server)
-    try:
-        await answered
-    finally:
-        pool.leave(errand)
-        if errand.server is not None and answered.cancelled():
-            pool.abandon(errand.server, time.monotonic())
-    if errand.failure is not None:
-        raise errand.failure
-    if errand.error:
-        raise InvalidParameter(errand.error)
-    if len(database.reports) > 1000:
-        database.reports.clear()
-    database.reports[profile] = errand.parameters
-    return errand.parameters
-
-
 def _why_not(key: Key | None) -> str:
     """Return why a login with `key` failed, for the log alone; the client is told one thing for all."""
     if key is None:
@@ -550,11 +469,6 @@ def _protocol_agreed(transport: asyncio.BaseTransport) -> str | None:
 def _database_name(startup: StartupPacket) -> str:
     """Return the database that is asked for; it defaults to the user's name (manual, "StartupMessage")."""
     return startup.parameters.get("database", "") or startup.parameters.get("user", "")
-
-
-def _literal(text: str) -> str:
-    """Return `text` as a string constant (server connections have standard_conforming_strings on)."""
-    return "'" + text.replace("'", "''") + "'"
 
 
 def _printable(name: str) -> str:

@@ -1,11 +1,12 @@
 """What a session knows, and how it ends.
 
-The lowest of the five layers of a client's session, each a module and a class that builds on the one before:
+The lowest of the six layers of a client's session, each a module and a class that builds on the one before:
 
     SessionState (state)      fields, cancel, timeouts, endings
     Answering    (answering)  what comes back: records, settings, the connection's return
     Preparing    (preparing)  what goes before a unit: identity, parameters; units that go nowhere
-    Lending      (lending)    where a unit goes: target, server connection, one write
+    Deferring    (deferring)  units that need no server: BEGIN held back; the target of those that do
+    Lending      (lending)    where a unit goes: server connection, one write
     Session      (session)    what comes in: messages, permission, rate limit
 """
 

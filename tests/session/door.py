@@ -11,8 +11,9 @@ import time
 
 from proxy.auth.key import Key
 from proxy.auth.keystore import KeyStore
-from proxy.session.client import ClientLogin, Gate, Sessions
+from proxy.session.client import ClientLogin, Gate
 from proxy.session.session import Session
+from proxy.session.sessions import Sessions
 from proxy.wire.scram import ClientExchange
 from tests.session.backend import FakeTransport
 from tests.session.fakes import World

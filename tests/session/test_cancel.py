@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from proxy.session.cancel import cancel_held, cancel_server, cancel_session
-from proxy.session.client import Sessions
+from proxy.session.sessions import Sessions
 from proxy.upstream.server import IDLE, LENT
 from tests.session.fakes import Client, World
 from tests.session.frontend import error, kinds, query

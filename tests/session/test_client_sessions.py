@@ -9,7 +9,7 @@ import time
 import pytest
 
 from proxy.errors import UpstreamUnavailable
-from proxy.session.client import Sessions, worker_of
+from proxy.session.sessions import Sessions, worker_of
 from proxy.upstream.pool import RESET_TIMEOUT
 from tests.session.door import (
     Door,
