@@ -412,3 +412,26 @@ def test_a_violation_within_a_copy_is_told_at_once(world: World, together: bool)
     assert kinds(answer).endswith("FATAL:08P01") and client.closed()
     assert world.backends[0].transport.aborted
     world.check()
+
+
+@pytest.mark.parametrize("vanishes", [False, True])
+def test_copy_both_passes_both_ways_and_leaves_nothing(world: World, vanishes: bool) -> None:
+    # Only replication has it; a server that says it to anybody else is treated as one that copies in.
+    client = world.client()
+    client.ask(query("INSERT INTO t VALUES (1)"))
+    client.send(query("INSERT INTO t VALUES (2)"))
+    (backend,) = world.of("primary")
+    both = message(b"W", b"\0\0\0") + message(b"d", b"theirs")
+    backend.server.data_received(both)
+    assert client.take() == both
+    client.send(copy_data(b"ours"))
+    assert backend.transport.all.endswith(copy_data(b"ours"))
+    if vanishes:
+        client.vanish()
+        assert backend.transport.aborted and world.pool("primary").size == 0
+    else:
+        client.send(COPY_DONE)
+        end = message(b"c") + message(b"C", b"COPY 0\0") + message(b"Z", b"I")
+        backend.server.data_received(end)
+        assert client.take() == end and client.server() is None
+    world.check()
