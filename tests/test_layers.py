@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,3 +51,23 @@ def test_imports_point_downward(path: Path) -> None:
         assert not (own in PURE and name.split(".")[0] in IMPURE), f"{path} is pure, and imports {name}"
         if name.startswith("proxy.") and own != "__init__":
             assert RANK[name.split(".")[1]] <= RANK[own], f"{path} imports {name}"
+
+
+def compiled() -> list[Path]:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = settings["tool"]["pgsluice"]["build"]["compiled"]
+    return sorted({path for pattern in patterns for path in ROOT.glob(pattern)})
+
+
+@pytest.mark.parametrize("path", compiled(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_is_compiled_needs_no_configuration(path: Path) -> None:
+    # pip compiles in an environment of its own, which has mypy and not pydantic: types from there would be unknown.
+    reached, waiting = set[Path](), [path]
+    while waiting:
+        module = waiting.pop()
+        reached.add(module)
+        for name in imports(module):
+            assert not name.startswith("proxy.config"), f"{path} reaches {name} by {module}"
+            below = ROOT / (name.replace(".", "/") + ".py")
+            if name.startswith("proxy.") and below.exists() and below not in reached:
+                waiting.append(below)

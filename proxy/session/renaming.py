@@ -77,6 +77,9 @@ class Edit:
 
     def retell(self, error: bytes) -> bytes:
         """Return an ErrorResponse about the rewritten text as one about the client's own."""
+        # One without a field has nothing to tell, and no NUL: compiled, a slice that ends before it begins is an error.
+        if len(error) <= HEADER:
+            return error
         fields = error[HEADER:-1].split(b"\0")
         for at, field in enumerate(fields):
             if field[:1] == b"P" and field[1:].isdigit():
