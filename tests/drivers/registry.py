@@ -32,8 +32,8 @@ def _python(module: str) -> tuple[str, ...]:
     return (sys.executable, "-m", f"tests.drivers.python.{module}")
 
 
-# Debian's Go packages are sources in a GOPATH, without modules.
-_GO: Final = {"GO111MODULE": "off", "GOPATH": "/usr/share/gocode", "GOFLAGS": ""}
+# Debian's Go packages are sources in a GOPATH, without modules. lib/pq insists on TLS unless told otherwise.
+_GO: Final = {"GO111MODULE": "off", "GOPATH": "/usr/share/gocode", "GOFLAGS": "", "PGSSLMODE": "disable"}
 
 _ORM: Final = {
     "copy_in": "COPY is left to the driver below",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,8 +35,11 @@ class Outcome:
         return self.trouble or "the program doesn't do this check, and no reason is given"
 
 
-def run(driver: Driver, login: Login, table: str) -> Outcome:
-    """Run the driver's program on this login; `table` has (id integer PRIMARY KEY, note text, number integer)."""
+def run(driver: Driver, login: Login, table: str, authority: str = "") -> Outcome:
+    """Run the driver's program on this login; `table` has (id integer PRIMARY KEY, note text, number integer).
+
+    With the file of an `authority` it connects with TLS, and verifies name and certificate.
+    """
     outcome = Outcome(driver.name)
     if said := missing(driver):
         outcome.trouble = said
@@ -44,7 +48,7 @@ def run(driver: Driver, login: Login, table: str) -> Outcome:
         done = subprocess.run(
             driver.command,
             cwd=ROOT,
-            env={**_environment(login, table), **driver.environment},
+            env={**_environment(login, table), **driver.environment, **_tls(authority)},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -69,6 +73,18 @@ def _read(output: str, outcome: Outcome) -> None:
         else:
             assert said["check"] in CHECKS, f"{outcome.driver}: no such check: {said['check']}"
             outcome.failures[said["check"]] = None if said["ok"] else said["detail"]
+
+
+def _tls(authority: str) -> dict[str, str]:
+    if not authority:
+        return {}
+    return {
+        "PGSSLMODE": "verify-full",
+        "PGSSLROOTCERT": authority,
+        "NODE_EXTRA_CA_CERTS": authority,
+        # The wheel's psql has no TLS.
+        "PSQL": shutil.which("psql") or "psql",
+    }
 
 
 def _environment(login: Login, table: str) -> dict[str, str]:

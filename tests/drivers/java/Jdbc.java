@@ -39,6 +39,9 @@ public final class Jdbc {
     static Connection session() throws SQLException {
         String url = "jdbc:postgresql://" + System.getenv("PGHOST") + ":" + System.getenv("PGPORT") + "/"
             + System.getenv("PGDATABASE");
+        if (System.getenv("PGSSLROOTCERT") != null) {
+            url += "?sslmode=verify-full&sslrootcert=" + System.getenv("PGSSLROOTCERT");
+        }
         return DriverManager.getConnection(url, System.getenv("PGUSER"), System.getenv("PGPASSWORD"));
     }
 

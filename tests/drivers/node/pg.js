@@ -143,9 +143,14 @@ run(require("pg/package.json").version, {
       await new Promise((resolve) => setTimeout(resolve, 500));
       // node-postgres has the request itself, on a connection that isn't a client yet.
       const { Connection } = require("pg");
-      const connection = new Connection();
+      const ssl = process.env.PGSSLROOTCERT !== undefined;
+      const connection = new Connection({ ssl });
       connection.connect(Number(process.env.PGPORT), process.env.PGHOST);
       await once(connection, "connect");
+      if (ssl) {
+        connection.requestSsl();
+        await once(connection, "sslconnect");
+      }
       connection.cancel(client.processID, client.secretKey);
       await within(once(connection, "end"), 10);
       await stopped;

@@ -7,8 +7,11 @@ const { pipeline } = require("node:stream/promises");
 const postgres = require("postgres");
 const { BIG, NUMERIC, UNICODE, fails, run, table, until, within } = require("./report");
 
+const authority = process.env.PGSSLROOTCERT;
+const tls = authority ? { ssl: { ca: readFileSync(authority) } } : {};
+
 async function session(work, options = {}) {
-  const sql = postgres({ max: 1, ...options });
+  const sql = postgres({ max: 1, ...tls, ...options });
   try {
     return await work(sql);
   } finally {

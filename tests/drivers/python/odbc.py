@@ -13,6 +13,7 @@ from typing import Any
 import pyodbc
 
 from tests.drivers.python.report import (
+    AUTHORITY,
     BIG,
     DATABASE,
     HOST,
@@ -28,6 +29,8 @@ from tests.drivers.python.report import (
 )
 
 LOGIN = f"Driver={{PostgreSQL Unicode}};Servername={HOST};Port={PORT};Database={DATABASE};UID={USER};PWD={PASSWORD}"
+if AUTHORITY:
+    LOGIN += f";SSLmode=verify-full;pqopt={{sslrootcert={AUTHORITY}}}"
 
 # The unixODBC manager would keep connections for itself.
 pyodbc.pooling = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import ssl
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 import pg8000.native
 
 from tests.drivers.python.report import (
+    AUTHORITY,
     BIG,
     DATABASE,
     HOST,
@@ -28,10 +30,12 @@ from tests.drivers.python.report import (
     until,
 )
 
+TLS = ssl.create_default_context(cafile=AUTHORITY) if AUTHORITY else None
+
 
 @contextmanager
 def session() -> Iterator[Any]:
-    connection = pg8000.native.Connection(USER, HOST, DATABASE, PORT, PASSWORD)
+    connection = pg8000.native.Connection(USER, HOST, DATABASE, PORT, PASSWORD, ssl_context=TLS)
     try:
         yield connection
     finally:

@@ -19,6 +19,8 @@ PORT: Final = int(os.environ["PGPORT"])
 USER: Final = os.environ["PGUSER"]
 PASSWORD: Final = os.environ["PGPASSWORD"]
 DATABASE: Final = os.environ["PGDATABASE"]
+# The file of who has signed the server's certificate; "" where there is no TLS. libpq and asyncpg read it themselves.
+AUTHORITY: Final = os.environ.get("PGSSLROOTCERT", "")
 
 UNICODE: Final = "Grüße, 世界 🐘"
 NUMERIC: Final = "12345678901234567890.0987654321"

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -19,7 +20,7 @@ import (
 var background = context.Background()
 
 func session(work func(*pgx.Conn)) {
-	connection, err := pgx.Connect(background, "sslmode=disable")
+	connection, err := pgx.Connect(background, os.ExpandEnv("sslmode=${PGSSLMODE}"))
 	Must(err)
 	defer connection.Close(background)
 	work(connection)

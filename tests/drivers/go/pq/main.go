@@ -5,6 +5,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"os"
 	"sync"
 	"time"
 
@@ -26,7 +27,7 @@ func session(work func(*sql.Conn)) {
 }
 
 func open() *sql.DB {
-	db, err := sql.Open("postgres", "sslmode=disable")
+	db, err := sql.Open("postgres", os.ExpandEnv("sslmode=${PGSSLMODE}"))
 	Must(err)
 	return db
 }
@@ -202,7 +203,7 @@ func cancel() {
 }
 
 func listen() {
-	listener := pq.NewListener("sslmode=disable", time.Second, time.Second, nil)
+	listener := pq.NewListener(os.ExpandEnv("sslmode=${PGSSLMODE}"), time.Second, time.Second, nil)
 	defer listener.Close()
 	Must(listener.Listen("pq_news"))
 	session(func(sender *sql.Conn) {
