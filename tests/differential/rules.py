@@ -65,6 +65,11 @@ RULES: Final[Mapping[str, Rule]] = MappingProxyType(
             "DDL, DO and VACUUM need a key with the permission admin",
             r"ErrorResponse ERROR 42501 'this needs an API key",
         ),
+        "columns-change": Rule(
+            "a statement whose columns have changed since is parsed anew on a connection that lacks it, and gives them",
+            r"DataRow '1', NULL",
+            always=False,
+        ),
         "long-named-statement": Rule(
             "a named statement's text is kept for as long as the session, so it may have 64 KiB at most",
             r"ErrorResponse ERROR 0A000 'the text of a named prepared statement",
