@@ -44,7 +44,7 @@ from proxy.wire.messages import (
     error_response,
     first_columns,
 )
-from proxy.wire.replies import CLOSE, PARSE, QUERY, SINGLE, SKIP, Reply
+from proxy.wire.replies import CLOSE, NOTHING, PARSE, QUERY, SINGLE, SKIP, Reply
 from proxy.wire.replies import SYNC as SYNC_REPLY
 
 log = logging.getLogger(__name__)
@@ -193,6 +193,8 @@ class Answering(SessionState):
             return False
         if error_fields(error, 0, len(error)).get("R", "") != _PLAN_CHANGED:
             return False
+        if not self._may_repeat(server):
+            return False
         database = self.database
         database.statements.renew()
         statements = self.statements
@@ -208,6 +210,25 @@ class Answering(SessionState):
             if found:
                 self.repeated += data
         return found
+
+    def _may_repeat(self, server: Server) -> bool:
+        """Tell whether nothing came behind the unit that has failed at its start, which PostgreSQL would skip.
+
+        One that ends in Flush then gets a Sync of the proxy's own, sent by relieved(): nothing has run that it could
+        commit.
+        """
+        last: Message | None = None
+        for message, _ in self.repeatable:
+            if message.kind != NOTHING:
+                last = message
+        if last is not server.replies.tail:
+            return False
+        if self.awaits_sync:
+            if self.unit.first is not None or self.held_unit is not None:
+                return False
+            self.waits |= FOR_IDLE
+            server.crowded = True
+        return True
 
     def completed(self, reply: Reply) -> bytes:
         """Take over what a statement of a rewritten text does to the client's names."""
@@ -471,6 +492,11 @@ class Answering(SessionState):
     def relieved(self) -> None:
         """Go on: the server owes few enough answers again."""
         server = self.server
+        if self.repeated and self.awaits_sync and server is not None:
+            self.awaits_sync = False
+            server.replies.push(Reply(SYNC_REPLY, SKIP))
+            server.outlet.write(SYNC)
+            return
         if self.waits & FOR_SWEEP != 0 and server is not None and not server.replies.skipping:
             server.crowded = True
             return

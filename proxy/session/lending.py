@@ -274,7 +274,8 @@ class Lending(Deferring):
     def _keep(self, unit: Unit) -> None:
         """Keep a unit whose statements may have been prepared, for somebody else, before their tables changed."""
         self.repeatable = []
-        if unit.ended_by != FE_SYNC or unit.refused is not None or unit.bytes > MAX_KEPT:
+        ends = unit.ended_by == FE_SYNC or unit.ended_by == FE_FLUSH
+        if not ends or unit.refused is not None or unit.bytes > MAX_KEPT:
             return
         message = unit.first
         first = True

@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from tests.integration.conftest import MakeTable
-from tests.integration.support import Login
+from tests.integration.support import Installation, Login
 
 
 async def test_values_come_back_as_they_went(reader: Login) -> None:
@@ -173,3 +173,17 @@ async def test_an_empty_query_and_several_statements(writer: Login) -> None:
     async with writer.asyncpg() as connection:
         assert await connection.fetch("") == []
         assert await connection.execute("SELECT 1; SELECT 2 FROM generate_series(1, 3)") == "SELECT 3"
+
+
+async def test_a_table_that_changed_before_ones_own_prepare_is_no_error(
+    writer: Login, make_table: MakeTable, installation: Installation
+) -> None:
+    table = make_table("id integer", "VALUES (1)")
+    sql = f"SELECT * FROM {table} FOR SHARE"
+    async with writer.asyncpg() as one:
+        for _ in range(3):
+            assert [tuple(row) for row in await one.fetch(sql)] == [(1,)]
+        installation.execute(f"ALTER TABLE public.{table} ADD COLUMN more integer DEFAULT 2")
+        async with writer.asyncpg() as other:
+            for _ in range(3):
+                assert [tuple(row) for row in await other.fetch(sql)] == [(1, 2)]

@@ -310,6 +310,9 @@ class Backend:
             if body[:1] == b"S":
                 if body[1:-1].decode() not in self.statements:
                     raise Failed("26000")
+                sql_text = self.statements[body[1:-1].decode()]
+                if sql_text in self.stale and body[1:-1] not in self.fresh:
+                    raise Failed(self.stale[sql_text])
                 self._put(b"t", b"\0\0")
             elif body[1:-1].decode() not in self.portals:
                 raise Failed("34000")

@@ -386,6 +386,28 @@ def test_a_table_that_changed_before_ones_own_parse_is_no_error(pipelined: bool)
     assert kinds(client.ask(use("s"))) == "2 D C ZI"
 
 
+@pytest.mark.parametrize("pipelined", [False, True])
+def test_a_table_that_changed_before_ones_own_parse_is_no_error_behind_flush(pipelined: bool) -> None:
+    world = World(maximum=1)
+    first, client = world.client(), world.client()
+    first.ask(query("BEGIN"), parse("s", READ), use("s"), query("COMMIT"))
+    (backend,) = world.of("primary")
+    backend.stale[READ] = CHANGED
+    prepared = parse("s", READ) + describe("s") + FLUSH
+    if pipelined:
+        assert kinds(client.ask(prepared + use("s"))).startswith("1 E:0A000 ZI"), "what is skipped isn't run"
+        return
+    assert kinds(client.ask(prepared)) == "1 t n"
+    assert kinds(client.ask(bind("s"), describe("", b"P"), execute(), FLUSH)) == "2 n D C"
+    assert kinds(client.ask(SYNC)) == "ZI"
+    assert client.server() is None
+    third = world.client()
+    backend.fresh.clear()
+    assert kinds(third.ask(parse("s", READ), bind("s"), execute(), FLUSH)) == "1 2 D C"
+    assert kinds(third.ask(SYNC, query("SELECT 1"))) == "ZI T D C ZI"
+    world.check()
+
+
 def test_a_table_that_changed_since_ones_own_parse_is_postgresqls_error() -> None:
     world = World(maximum=1)
     client = world.client()
