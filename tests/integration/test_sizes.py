@@ -25,7 +25,9 @@ def _bounded(proxy: Proxy) -> Iterator[None]:
 
     def watch() -> None:
         nonlocal most
-        while not done.wait(0.02):
+        ended = False
+        while not ended:
+            ended = done.wait(0.02)
             most = max(most, proxy.resident_bytes())
 
     watcher = threading.Thread(target=watch)
