@@ -100,7 +100,7 @@ class Sink:
     `deliver` takes a batch's rows and returns when they are safe; it has `timeout` seconds for that. An error
     with an `sqlstate` of class 22 says that the destination never takes these rows: they are narrowed down
     to the one that is refused. A unique violation (23505) of a batch that was tried before says that the
-    earlier attempt had succeeded although its answer was lost: its first row is unique. Anything else is tried
+    earlier attempt had succeeded although its answer was lost: the ids are unique. Anything else is tried
     again, after `retry_delay` seconds and then twice as long each time, up to 5 s.
     """
 

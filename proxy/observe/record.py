@@ -9,7 +9,7 @@ fields. The order of the columns makes each part one such run:
     pool, host                                                 pool_part: once for each server connection
     target, reason                                             route_part: once for each pair
     intent, fingerprint, statement                             Intent.log_part: once for each kept intent
-    rows … begins_batch                                        each row
+    rows … traceparent                                         each row
 
 The id is a UUID of version 7 (RFC 9562, section 5.7): the milliseconds of the record's time, then a counter
 of 26 bits that goes up with each row whatever the time (section 6.2, method 1), then 48 random bits that are
@@ -30,12 +30,12 @@ from mypy_extensions import i16, i32, i64
 
 from proxy.query.intent import Intent
 
-COLUMNS: Final = 27
+COLUMNS: Final = 26
 NULL: Final = b"\xff\xff\xff\xff"
 TRUE: Final = b"\x00\x00\x00\x01\x01"
 FALSE: Final = b"\x00\x00\x00\x01\x00"
-# in_transaction, pinned, sqlstate, code, traceparent, begins_batch (which is told when a batch is sent)
-_PLAIN_END: Final = FALSE + FALSE + NULL + NULL + NULL + NULL
+# in_transaction, pinned, sqlstate, code, traceparent
+_PLAIN_END: Final = FALSE + FALSE + NULL + NULL + NULL
 
 # Longest texts in bytes: a name is an identifier or an e-mail address; a statement of some pages says enough.
 MAX_NAME: Final = 256
@@ -202,7 +202,6 @@ class AccessBuffer:
             _bytes_field(w, sqlstate)
             _bytes_field(w, code)
             _bytes_field(w, traceparent)
-            w.write(NULL)
         self._end()
 
     def event(
@@ -246,8 +245,7 @@ class AccessBuffer:
         w.write(NULL + NULL)
         w.write(text_field(sqlstate))
         w.write(text_field(code))
-        # traceparent, begins_batch
-        w.write(NULL + NULL)
+        w.write(NULL)
         self._end()
 
     def take(self, seed: bytes = b"") -> bytes:

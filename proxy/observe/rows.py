@@ -17,9 +17,6 @@ from mypy_extensions import i64
 # The signature, 32 bits of flags and the length of the header's extension (manual, COPY, "File Header").
 _HEADER: Final = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
 _TRAILER: Final = b"\xff\xff"
-# The length of a NULL, and a true.
-_NULL: Final = 4
-_TRUE: Final = b"\x00\x00\x00\x01\x01"
 # Bytes of a CopyData message: they are copied into the message and from there into the socket while the
 # processor's cache still has them.
 _PIECE: Final = 65_536
@@ -52,11 +49,10 @@ COLUMNS: Final = [
     ("sqlstate", "text"),
     ("code", "text"),
     ("traceparent", "text"),
-    ("begins_batch", "boolean"),
 ]
 _TYPES: Final = [kind for _, kind in COLUMNS]
 _NAMES: Final = [b', "%s": ' % name.encode() for name, _ in COLUMNS]
-_FIELDS: Final[i64] = 27
+_FIELDS: Final[i64] = 26
 _EVENT: Final[i64] = 2
 _TARGET: Final[i64] = 10
 _ROWS: Final[i64] = 15
@@ -71,15 +67,10 @@ _seconds: Final[dict[int, str]] = {}
 
 
 def copy_payload(rows: bytes) -> list[memoryview]:
-    """Return what COPY … FROM STDIN (FORMAT binary) takes, in pieces: `rows` between header and trailer.
-
-    The first row is marked as such (`begins_batch`, its last field): by that the table knows the batch again.
-    """
-    first_end = int(_row_end(rows, 0))
-    first = rows[: first_end - _NULL] + _TRUE
+    """Return what COPY … FROM STDIN (FORMAT binary) takes, in pieces: `rows` between header and trailer."""
     whole = memoryview(rows)
-    middle = [whole[start : start + _PIECE] for start in range(first_end, len(rows), _PIECE)]
-    return [memoryview(_HEADER + first), *middle, memoryview(_TRAILER)]
+    middle = [whole[start : start + _PIECE] for start in range(0, len(rows), _PIECE)]
+    return [memoryview(_HEADER), *middle, memoryview(_TRAILER)]
 
 
 def cut(rows: bytes, start: i64, size: i64) -> i64:

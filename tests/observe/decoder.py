@@ -13,8 +13,7 @@ TABLE = """
     id uuid, at timestamptz, event text, key_id text, user_id text, client_addr inet, application_name text,
     database text, pool text, host text, target text, reason text, intent text, fingerprint text,
     statement text, rows bigint, bytes_in bigint, bytes_out bigint, queued_us bigint, first_byte_us bigint,
-    duration_us bigint, in_transaction boolean, pinned boolean, sqlstate text, code text, traceparent text,
-    begins_batch boolean
+    duration_us bigint, in_transaction boolean, pinned boolean, sqlstate text, code text, traceparent text
 """
 COLUMNS = [tuple(column.split()) for column in TABLE.split(",")]
 

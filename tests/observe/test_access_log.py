@@ -10,6 +10,7 @@ import pytest
 
 from proxy.observe.access_log import AccessLog, Batch, MemoryBacklog, Sink
 from proxy.observe.record import AccessBuffer, session_part
+from proxy.observe.rows import copy_payload
 from tests.observe.decoder import decode
 
 SESSION = session_part("key", "", "", "", "")
@@ -235,7 +236,7 @@ class TestAccessLog:
         access_log.buffer.event("login", 2.0, SESSION, "second")
         await access_log.close()
         bodies = [payload[19:-2] for payload in payloads]
-        assert [row["begins_batch"] for row in decode(b"".join(bodies))] == [True, True]
+        assert payloads == [b"".join(copy_payload(body)) for body in bodies]
         assert [row["reason"] for row in decode(b"".join(bodies))] == ["first", "second"]
         assert [sink.written for sink in access_log.sinks] == [2]
 

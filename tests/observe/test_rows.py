@@ -41,20 +41,15 @@ def test_the_columns_are_the_table() -> None:
 
 
 def test_a_payload_is_framed_as_the_manual_says() -> None:
-    row = event("a")
-    payload = b"".join(copy_payload(row + row))
-    assert payload.startswith(b"PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00")
-    assert payload.endswith(b"\xff\xff")
-    first, second = decoder.decode(payload[19:-2])
-    assert first.pop("begins_batch") is True and second.pop("begins_batch") is None
-    assert first == second
+    payload = b"".join(copy_payload(b"rows"))
+    assert payload == b"PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00rows\xff\xff"
 
 
 def test_a_payload_comes_in_pieces() -> None:
-    rows = event("a") * 3000
+    rows = bytes(range(256)) * 1024
     pieces = copy_payload(rows)
-    assert len(decoder.decode(b"".join(pieces)[19:-2])) == 3000
-    assert sorted(map(len, pieces))[-2:] == [65_536, 65_536]
+    assert b"".join(pieces)[19:-2] == rows
+    assert max(len(piece) for piece in pieces) == 65_536
 
 
 def test_rows_are_counted() -> None:
