@@ -645,7 +645,8 @@ def test_a_replica_s_own_faults_are_told_of_it_alone(installation: Installation,
     with installation.superuser(installation.cluster.replicas[0]).connect() as replica:
         replica.execute("SELECT pg_wal_replay_pause()")
         try:
-            assert found() == [(["replica1"], "SELECT pg_wal_replay_resume();")]
+            # What others write meanwhile may make it lag, too.
+            assert (["replica1"], "SELECT pg_wal_replay_resume();") in found()
         finally:
             replica.execute("SELECT pg_wal_replay_resume()")
-    assert found() == []
+    wait_until(lambda: not found(), message="the replica catches up")
