@@ -56,6 +56,7 @@ from proxy.wire.codes import (
 from proxy.wire.messages import (
     READY_FAILED,
     READY_IDLE,
+    TERMINATE,
     query,
 )
 from proxy.wire.replies import COPY_END, FORWARD, QUERY, Reply
@@ -82,9 +83,7 @@ class Session(Lending):
             return
         self.active_at = self.clock()
         if self.waits != 0:
-            self.pending += data
-            if len(self.pending) > MAX_PENDING:
-                self._pause_reading()
+            self._put_off(data)
             return
         if self.pending:
             data = self.pending + data
@@ -123,9 +122,19 @@ class Session(Lending):
             return
         if not self.ended and pos < len(data):
             # A message that was put behind stands before what came after it.
-            self.pending += data[pos:]
-            if self.waits != 0 and len(self.pending) > MAX_PENDING:
-                self._pause_reading()
+            if self.waits != 0:
+                self._put_off(data[pos:])
+            else:
+                self.pending += data[pos:]
+
+    def _put_off(self, data: bytes) -> None:
+        """Keep input while the session waits; behind a Terminate nothing is read, and so no end of file seen.
+
+        What stands before it completes (PostgreSQL reads in order), though its client is gone by then.
+        """
+        self.pending += data
+        if len(self.pending) > MAX_PENDING or self.pending.endswith(TERMINATE):
+            self._pause_reading()
 
     def _messages(self, data: bytes, now: float) -> i64:
         """Work through whole messages; returns how many bytes are done with."""
@@ -504,7 +513,7 @@ class Session(Lending):
             data = self.pending
             self.pending = b""
             self._feed(data, now)
-        if self.reading_paused and self.waits == 0 and not self.ended:
+        if self.reading_paused and self.waits == 0 and not self.ended and not self.ending:
             self.reading_paused = False
             self.transport.resume_reading()
 

@@ -42,6 +42,22 @@ def test_terminate_lets_what_stands_before_it_complete(world: World) -> None:
     world.check()
 
 
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_terminate_lets_what_waits_for_a_connection_complete(pieces: int) -> None:
+    world = World(maximum=1)
+    other, client = world.client(), world.client()
+    other.ask(query("BEGIN"), query("INSERT INTO other VALUES (1)"))
+    sent = [query(INSERT) + TERMINATE] if pieces == 1 else [query(INSERT), TERMINATE]
+    for each in sent:
+        client.send(each)
+    assert client.paused() and not client.closed(), "an end of file would be the client's end"
+    other.ask(query("COMMIT"))
+    (backend,) = world.of("primary")
+    assert backend.committed[-1] == INSERT
+    assert client.closed()
+    world.check()
+
+
 def test_what_comes_behind_a_terminate_later_on_is_dropped(world: World) -> None:
     client = world.client()
     client.ask(query("SELECT 1"))
