@@ -15,8 +15,9 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 pytho
 	$(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
 bin := .venv/bin
 pip := $(bin)/python -m pip install --quiet --disable-pip-version-check
-# Each worker has a PostgreSQL of its own, and one file's tests stay together. ARGS=-n0 does without workers.
-workers := -n 2 --dist loadfile
+# Each worker has a PostgreSQL of its own, and one file's tests stay together; more workers than processors, because many
+# tests wait for something. ARGS=-n0 does without workers.
+workers := -n 4 --dist loadfile
 sources := $(shell find proxy -name '*.py')
 
 .PHONY: demo test test-drivers fuzz bench thousand lint build clean
