@@ -262,12 +262,12 @@ class Proxy:
                 host=pool.host,
                 minimum=pool.limits.minimum,
                 maximum=pool.limits.maximum,
-                active=len(pool.servers) - pool.idle_count - len(pool.resetting),
+                active=len(pool.servers) - pool.idle_count - len(pool.errands),
                 idle=pool.idle_count,
                 waiting=pool.waiters.length,
                 stats=pool.stats,
                 pinned=pool.pinned,
-                busy=pool.opening + len(pool.resetting),
+                busy=pool.opening + len(pool.errands),
             )
             for name, served in self.served.items()
             for pool in served.pools()
@@ -282,7 +282,7 @@ class Proxy:
                 if host is served.cluster.primary
                 else "unknown",
                 connected=host.up,
-                breaker="closed" if host.up else "open",
+                breaker=host.breaker.state,
                 response_time=host.response_time if host.up else None,
                 lag=host.lag if host.up and host.in_recovery else None,
                 error=host.last_error,
@@ -301,6 +301,7 @@ class Proxy:
             proxy=self.stats,
             pools=pools,
             hosts=hosts,
+            stranded={name: served.cluster.stranded.length for name, served in self.served.items()},
             parse_cache=ParseCacheSnapshot(
                 hits=sum(cache.hits for cache in caches),
                 shape_hits=sum(cache.shape_hits for cache in caches),

@@ -13,6 +13,7 @@
         ├── RateLimitExceeded         53400
         ├── PoolExhausted             53300
         ├── UpstreamUnavailable       08006
+        │   └── HostUnavailable       08006  one host only: another may serve
         ├── NoPrimary                 57P03
         ├── QueryTimeout              57014
         ├── QueryCancelled            57014
@@ -147,6 +148,10 @@ class UpstreamUnavailable(ClientError):
     sqlstate = "08006"
     code = "UPSTREAM_UNAVAILABLE"
     default_message = "the database cannot be reached"
+
+
+class HostUnavailable(UpstreamUnavailable):
+    """One host doesn't answer, or takes no connections now; another may serve, or the same one in a while."""
 
 
 class NoPrimary(ClientError):

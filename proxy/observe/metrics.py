@@ -23,7 +23,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from proxy.observe.access_log import Sink
-from proxy.observe.snapshot import HostSnapshot, ParseCacheSnapshot, PoolSnapshot, Snapshot
+from proxy.observe.snapshot import BREAKER_STATES, HostSnapshot, ParseCacheSnapshot, PoolSnapshot, Snapshot
 from proxy.observe.stats import BOUNDS_US, Histogram, ProxyStats
 
 _LIMITS = [*(str(bound / 1_000_000) for bound in BOUNDS_US), "+Inf"]
@@ -97,6 +97,12 @@ class SnapshotCollector(Collector):
         yield from _pool_sizes(snapshot.pools)
         yield from _pool_work(snapshot.pools)
         yield from _hosts(snapshot.hosts)
+        stranded = GaugeMetricFamily(
+            "pgsluice_stranded", "Sessions that wait for a host that can serve them.", labels=("database",)
+        )
+        for name, number in snapshot.stranded.items():
+            stranded.add_metric((name,), number)
+        yield stranded
         yield from _parse_cache(snapshot.parse_cache)
         yield from _access_log(snapshot.access_log)
 
@@ -172,8 +178,15 @@ def _pool_work(pools: Sequence[PoolSnapshot]) -> Iterator[Metric]:
     pins = CounterMetricFamily(
         "pgsluice_pins", "Sessions that were pinned to a server connection.", labels=(*_POOL, "reason")
     )
+    retries = CounterMetricFamily(
+        "pgsluice_retries",
+        "Reads that were sent once more, by the SQLSTATE with which a server refused them; lost: it died.",
+        labels=(*_POOL, "reason"),
+    )
     for pool in pools:
         labels = (pool.database, pool.pool, pool.host)
+        for name, number in pool.stats.retries.counts.items():
+            retries.add_metric((*labels, name), number)
         for kind, histogram in pool.stats.query_time.items():
             # A pool sees two or three intents; a scrape that shows all six takes twice as long.
             if histogram.total():
@@ -184,7 +197,7 @@ def _pool_work(pools: Sequence[PoolSnapshot]) -> Iterator[Metric]:
             errors.add_metric((*labels, name), number)
         for name, number in pool.stats.pins.counts.items():
             pins.add_metric((*labels, name), number)
-    yield from (query_time, queue_time, connect_time, errors, pins)
+    yield from (query_time, queue_time, connect_time, errors, pins, retries)
     yield from _pool_counters(pools)
 
 
@@ -196,7 +209,6 @@ def _pool_counters(pools: Sequence[PoolSnapshot]) -> Iterator[Metric]:
             ("sent_bytes", "Bytes of results to clients."),
             ("connect_failures", "Server connections that failed to open."),
             ("acquire_timeouts", "Sessions that waited in vain for a server connection."),
-            ("retries", "Statements that were sent once more."),
             ("cancels", "Cancel requests that were passed to a server."),
             ("resets", "Server connections cleaned for another session."),
         )
@@ -208,7 +220,6 @@ def _pool_counters(pools: Sequence[PoolSnapshot]) -> Iterator[Metric]:
             stats.bytes_out,
             stats.connect_failures,
             stats.acquire_timeouts,
-            stats.retries,
             stats.cancels,
             stats.resets,
         )
@@ -223,6 +234,11 @@ def _hosts(hosts: Sequence[HostSnapshot]) -> Iterator[Metric]:
     breaker = GaugeMetricFamily(
         "pgsluice_host_breaker_open", "1 where the host gets no statements, after failures.", labels=_HOST
     )
+    states = GaugeMetricFamily(
+        "pgsluice_host_breaker_state",
+        "1 for the state that the host's circuit breaker is in.",
+        labels=(*_HOST, "state"),
+    )
     response = GaugeMetricFamily(
         "pgsluice_host_response_time_seconds", "Time that the last health check took.", labels=_HOST
     )
@@ -234,11 +250,13 @@ def _hosts(hosts: Sequence[HostSnapshot]) -> Iterator[Metric]:
         up.add_metric(labels, float(host.connected))
         primary.add_metric(labels, float(host.role == "primary"))
         breaker.add_metric(labels, float(host.breaker != "closed"))
+        for state in BREAKER_STATES:
+            states.add_metric((*labels, state), float(host.breaker == state))
         if host.response_time is not None:
             response.add_metric(labels, host.response_time)
         if host.lag is not None:
             lag.add_metric(labels, host.lag)
-    yield from (up, primary, breaker, response, lag)
+    yield from (up, primary, breaker, states, response, lag)
 
 
 def _parse_cache(cache: ParseCacheSnapshot) -> Iterator[Metric]:

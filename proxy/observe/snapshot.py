@@ -6,11 +6,14 @@ living ones, not copies: they are read in the same turn of the event loop.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from proxy.observe.access_log import Sink
 from proxy.observe.stats import PoolStats, ProxyStats
+
+BREAKER_STATES: Final = ("closed", "open", "half-open")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,5 +74,7 @@ class Snapshot:
     proxy: ProxyStats
     pools: Sequence[PoolSnapshot] = ()
     hosts: Sequence[HostSnapshot] = ()
+    # By database: sessions that no host can serve now.
+    stranded: Mapping[str, int] = field(default_factory=dict)
     parse_cache: ParseCacheSnapshot = field(default_factory=ParseCacheSnapshot)
     access_log: Sequence[Sink] = ()

@@ -134,8 +134,8 @@ class PoolStats:
         self.errors: Final = Tally()
         # Sessions that were pinned, by reason.
         self.pins: Final = Tally()
-        # Statements that were sent a second time, as a read that the replica refused.
-        self.retries: i64 = 0
+        # Reads that were sent a second time: by the SQLSTATE with which they were refused here, or "lost".
+        self.retries: Final = Tally()
         # Cancel requests that went to a server.
         self.cancels: i64 = 0
         # Connections that were cleaned for another session.

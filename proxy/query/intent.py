@@ -22,7 +22,7 @@ class Intent:
     """Facts about one SQL text, which is one unit to PostgreSQL however many statements it holds.
 
     Shared by every session that sends the text, or another that differs in literals alone. Immutable, but for
-    `log_part`.
+    the parts of access records, and what `refuted` changes.
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class Intent:
         # The strongest of the statements, in the order of the constants above.
         self.kind: Final = kind
         # What the text deserves by itself, outside a transaction: "readonly" or "primary".
-        self.target: Final = target
+        self.target = target
         # Short, for people: "plain SELECT", "calls nextval".
-        self.reason: Final = reason
+        self.reason = reason
         # 0 for a text without any.
         self.statements: Final = statements
         # "read write" or "read only" where the text leaves a transaction open that it began.
@@ -115,3 +115,11 @@ class Intent:
         self.special: Final = bool(pin or unpins or unclean or settings or local_settings or shows_pool)
         # What every access record of this text shares, encoded; filled by the access log.
         self.log_part: bytes = b""
+        # Target and reason, encoded, where the text itself decides.
+        self.where_part: bytes = b""
+
+    def refuted(self, sqlstate: str) -> None:
+        """Learn that a replica, or a login that can't write, refused what was taken for a read: the primary is next."""
+        self.target = PRIMARY
+        self.reason = "refused as a read before (" + sqlstate + ")"
+        self.where_part = b""

@@ -15,14 +15,17 @@ POOLS: Final = ("primary", "readonly", "priority", "background", "admin")
 class Route:
     """Where a unit goes; one object for each combination, so that choosing allocates nothing."""
 
-    def __init__(self, host_role: str, pool: str, reason: str) -> None:
+    def __init__(self, host_role: str, pool: str, reason: str, by_intent: bool = False) -> None:
         # "replica": replicas first, then the primary. "primary": there alone.
         self.host_role: Final = host_role
         # The pool whose login is used.
         self.pool: Final = pool
         self.reason: Final = reason
-        # What each access record of this route shares, encoded; filled by the access log.
+        # The statements themselves decided: neither the key nor a pool that was asked for.
+        self.by_intent: Final = by_intent
+        # What each access record of this route shares, encoded; in a transaction, where that decided, and else.
         self.log_part: bytes = b""
+        self.transaction_part: bytes = b""
 
     @property
     def target(self) -> str:
@@ -30,9 +33,9 @@ class Route:
         return READONLY if self.host_role == REPLICA else PRIMARY
 
 
-_READ: Final = Route(REPLICA, "readonly", "read")
+_READ: Final = Route(REPLICA, "readonly", "read", True)
 _READER_ON_PRIMARY: Final = Route(PRIMARY, "readonly", "the key may not write")
-_WRITE: Final = Route(PRIMARY, "primary", "not a proven read")
+_WRITE: Final = Route(PRIMARY, "primary", "not a proven read", True)
 _ADMIN: Final = Route(PRIMARY, "admin", "admin key")
 _ASKED_READONLY: Final = Route(REPLICA, "readonly", "asked for readonly")
 _LISTEN_READONLY: Final = Route(PRIMARY, "readonly", "asked for readonly, but replicas can't LISTEN")

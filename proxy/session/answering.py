@@ -12,7 +12,6 @@ from mypy_extensions import i64
 from proxy.errors import (
     UpstreamUnavailable,
 )
-from proxy.observe.record import route_part
 from proxy.query.facts import POOL_PARAMETER
 from proxy.query.intent import DDL, Intent
 from proxy.query.naming import DEALLOCATE_ALL
@@ -21,6 +20,7 @@ from proxy.query.parameters import HIDDEN
 from proxy.query.prepared import Statement
 from proxy.query.route import pool_problem
 from proxy.session.collect import NO_STATEMENT, ClientStatements
+from proxy.session.refusal import NOT_SUPPORTED, READ_ONLY, RETRIED, refutes, sole_statement, where_part
 from proxy.session.renaming import Edit, Step, in_clients_name, tag_of
 from proxy.session.sending import BEGIN, EDITED, UNNAMED, write_stray
 from proxy.session.settings import LASTING, Look, probed
@@ -60,7 +60,7 @@ class Answering(SessionState):
 
     def executed(self, reply: Reply) -> None:
         """Record a statement that was answered."""
-        if not isinstance(reply, Message):
+        if not isinstance(reply, Message) or self.turning:
             return
         self.kept = None
         intent = reply.intent
@@ -78,6 +78,14 @@ class Answering(SessionState):
             if self.prelude_under_way:
                 # What failed may have been the identity's own transaction: it is set again before the next unit.
                 server.renew_at = 0.0
+            if (
+                reply.sqlstate in RETRIED
+                and reply.sqlstate != NOT_SUPPORTED
+                and refutes(self.route, intent, reply, self.profile)
+            ):
+                # Somebody's next try is on the primary.
+                intent.refuted(reply.sqlstate.decode("ascii"))
+                self.routed = None
             if intent.pin:
                 # What a look tells of pins is found out at the transaction's end.
                 self._unpin(
@@ -93,9 +101,6 @@ class Answering(SessionState):
                 reply.statement.proven = True
         self.uses += 1
         database = self.database
-        route = self.route
-        if not route.log_part:
-            route.log_part = route_part(route.target, route.reason)
         queued_at = reply.queued_at
         queued_us: i64 = i64((reply.sent_at - queued_at) * 1_000_000.0)
         first_us: i64 = i64((reply.first_at - queued_at) * 1_000_000.0)
@@ -106,7 +111,7 @@ class Answering(SessionState):
         database.access.statement(
             self.log_part,
             pool.log_part,
-            route.log_part,
+            where_part(self.route, intent, reply.in_transaction),
             intent,
             queued_at + database.wall_offset,
             queued_us,
@@ -135,15 +140,12 @@ class Answering(SessionState):
         """Record a BEGIN that was answered before it was sent."""
         self.uses += 1
         database = self.database
-        route = self.route
-        if not route.log_part:
-            route.log_part = route_part(route.target, route.reason)
         at = self.begun_at + database.wall_offset
         pool.stats.statement(begin.kind, 0, 0, 0, 0, b"")
         database.access.statement(
             self.log_part,
             pool.log_part,
-            route.log_part,
+            where_part(self.route, begin, False),
             begin,
             at,
             0,
@@ -210,6 +212,44 @@ class Answering(SessionState):
             if found:
                 self.repeated += data
         return found
+
+    def turns(self, reply: Reply, state: bytes, error: bytes) -> bool:
+        """Have a read that was refused asked for once more on the primary, of which its client has not heard yet."""
+        kept = self.kept
+        server = self.server
+        pool = self.pool
+        if (
+            state not in RETRIED
+            or kept is None
+            or server is None
+            or pool is None
+            or not isinstance(reply, Message)
+        ):
+            return False
+        if self.ended or self.ending or self.repeated or reply.repeatable:
+            return False
+        if reply.kind == PARSE or reply.parsing:
+            # Which names it has taken back is not to be found out again.
+            return False
+        if state == NOT_SUPPORTED and error_fields(error, 0, len(error)).get("R", "") == _PLAN_CHANGED:
+            return False
+        intent = sole_statement(kept, server.replies.tail)
+        if intent is None or not refutes(self.route, intent, reply, self.profile):
+            return False
+        primary = self.database.cluster.primary
+        elsewhere = primary is not None and primary.name != pool.host
+        if not self.key.can_write and not self.key.is_admin and (state == READ_ONLY or not elsewhere):
+            # It keeps its login, which is refused there too.
+            return False
+        intent.refuted(state.decode("ascii"))
+        self.routed = None
+        self.turning = True
+        pool.stats.retries.add(state.decode("ascii"))
+        return True
+
+    def turn(self, now: float) -> None:
+        """Send the read that was refused to the primary."""
+        raise AssertionError
 
     def _may_repeat(self, server: Server) -> bool:
         """Tell whether nothing came behind the unit that has failed at its start, which PostgreSQL would skip.
@@ -429,6 +469,9 @@ class Answering(SessionState):
             return
         self.waits &= ~FOR_REPLIES
         self.copy_halts = False
+        if self.turning:
+            self.turn(now)
+            return
         if self.awaits_sync:
             if not self.query_is_last:
                 self.go_on(now)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Protocol, final
 
+from mypy_extensions import i64
+
 from proxy.auth.usage import Usage
 from proxy.observe.record import AccessBuffer
 from proxy.observe.stats import ProxyStats
@@ -53,6 +55,11 @@ class Database:
         self.token_ttl: float = 120.0
         self.routing = True
         self.read_your_writes = True
+        # A read that a replica refuses is tried on the primary.
+        self.retries_refused_reads = True
+        # How long statements wait for a host that can serve them, in seconds, and on how many they are tried.
+        self.failover_wait: float = 5.0
+        self.failover_attempts: i64 = 3
         self.session_mode = False
         self.lazy_begin = True
         self.max_parse_bytes: int = 16384

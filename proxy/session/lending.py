@@ -7,6 +7,8 @@ from typing import Final
 
 from proxy.errors import (
     ClientError,
+    HostUnavailable,
+    NoPrimary,
     PoolExhausted,
 )
 from proxy.query.facts import POOL_PARAMETER
@@ -111,7 +113,8 @@ class Lending(Deferring):
             after = self.last_write if self.database.read_your_writes else 0.0
             pool = self.database.cluster.pool_for(route.pool, route.host_role == "replica", after)
         except ClientError as error:
-            self._unsent(unit, error)
+            if not self._strand(unit, error, now):
+                self._unsent(unit, error)
             return None
         for intent in unit.special:
             if intent.pin and not self.database.session_mode and not pool.may_pin():
@@ -214,6 +217,11 @@ class Lending(Deferring):
         )
         self.kept = unit.first if keep else None
         server.replies.told = False
+        if keep and self.route.by_intent and self.database.retries_refused_reads:
+            server.replies.tentative = True
+        else:
+            # What was kept back of the unit before is not asked for again.
+            server.replies.settle()
         if self.statements.unproven and idle and begin is None:
             self._keep(unit)
         if not write_unit(server, unit, out, now, self.in_transaction, not self.touched, keep):
@@ -340,9 +348,38 @@ class Lending(Deferring):
                 touched[each] = True
         self.looks = self.looks or bool(touched)
 
+    def _strand(self, unit: Unit, error: ClientError, now: float) -> bool:
+        """Let `unit` wait for a host that can serve it; False where none will, or it has waited long enough."""
+        if not isinstance(error, (NoPrimary, HostUnavailable)):
+            return False
+        database = self.database
+        since = self.stranded_since
+        if since == 0.0:
+            self.stranded_since = since = now
+        if now - since >= database.failover_wait or self.attempts >= database.failover_attempts:
+            self.stranded_since = 0.0
+            self.attempts = 0
+            return False
+        self.pool = None
+        self.held_unit = unit
+        self.waits |= FOR_SERVER
+        database.cluster.strand(self)
+        return True
+
+    def reroute(self, now: float) -> None:
+        """Look anew for a host that can serve the unit that waits."""
+        self.waits &= ~FOR_SERVER
+        unit = self.held_unit
+        self.held_unit = None
+        if unit is not None:
+            self._dispatch(unit, now)
+        self.go_on(now)
+
     def granted(self, server: Server) -> None:
         """Go on with the unit that waited for a server connection."""
         self.server = server
+        self.stranded_since = 0.0
+        self.attempts = 0
         self.waits &= ~FOR_SERVER
         unit = self.held_unit
         self.held_unit = None
@@ -353,13 +390,21 @@ class Lending(Deferring):
         self.go_on(now)
 
     def refused(self, error: ClientError) -> None:
-        """Answer the unit that waited in vain."""
+        """Answer the unit that waited in vain; or try it elsewhere, where it is its host that fails."""
         self.waits &= ~FOR_SERVER
+        now = time.monotonic()
         unit = self.held_unit
         self.held_unit = None
         if unit is not None:
-            self._unsent(unit, error)
-        self.go_on(time.monotonic())
+            if isinstance(error, HostUnavailable) and self.attempts <= self.database.failover_attempts:
+                self.attempts += 1
+                # The pool that failed is passed over. Where there is no other the unit waits, but not for ever.
+                self._dispatch(unit, now)
+            else:
+                self.stranded_since = 0.0
+                self.attempts = 0
+                self._unsent(unit, error)
+        self.go_on(now)
 
     def _begin_first(self, server: Server, unit: Unit, out: Writer) -> None:
         """Let `unit` wait until the server has taken the BEGIN."""
@@ -372,7 +417,9 @@ class Lending(Deferring):
     def starts_over(self) -> bool:
         """Tell whether a read of which nothing was answered yet is tried once more."""
         kept = self.kept
-        return not (kept is None or self.ended or self.ending or self.repeated or failed(kept))
+        if kept is None or self.ended or self.ending or self.repeated:
+            return False
+        return self.turning or not failed(kept)
 
     def lost(self, error: ClientError) -> None:
         """Try a read once more of which nothing was answered yet; else end the session."""
@@ -382,8 +429,29 @@ class Lending(Deferring):
             self.kept = None
             super().lost(error)
             return
+        if self.pool is not None:
+            self.pool.stats.retries.add("lost")
         self.server = None
+        self.turning = False
         self.query_is_last = False
         self.prelude_under_way = False
         self.waits &= ~(FOR_SOCKET | FOR_REPLIES)
         self._dispatch(anew(kept), time.monotonic())
+
+    def turn(self, now: float) -> None:
+        """Send the read that was refused to the primary; the connection that refused it goes back."""
+        server = self.server
+        pool = self.pool
+        kept = self.kept
+        assert server is not None and pool is not None and kept is not None
+        self.turning = False
+        self.kept = None
+        self.repeatable = []
+        self.query_is_last = False
+        if self.prelude_under_way:
+            # As behind any error in a unit that came with it: the claim is set again before the next.
+            self.prelude_under_way = False
+            server.renew_at = 0.0
+        self.server = None
+        pool.give_back(server, now)
+        self._dispatch(anew(kept), now)

@@ -1,4 +1,4 @@
-"""Reads that are tried once more when their server dies before anything of the answer was forwarded.
+"""Reads that are tried once more: their server died, or refused them, before anything of the answer was forwarded.
 
 Pure: which units may be, and how one is made anew of messages that were sent already.
 """
@@ -9,10 +9,11 @@ from typing import Final
 
 from proxy.session.unit import Message, Unit
 from proxy.wire.codes import FE_QUERY, FE_SYNC
-from proxy.wire.replies import FORWARD
+from proxy.wire.replies import FORWARD, SINGLE
 
-MAX_AGAIN: Final = 8_192
-"""Bytes of a read that is kept to be tried again; more are not worth the memory for each session."""
+MAX_AGAIN: Final = 65_536
+"""Bytes of a read that is kept to be tried again, with those that came in the same piece. Only who holds a server
+connection keeps one, so that the pools' sizes bound their number."""
 
 
 def may_try_again(unit: Unit) -> bool:
@@ -50,6 +51,10 @@ def anew(kept: Message) -> Unit:
         message.payload = b""
         message.prepares = False
         message.first_at = 0.0
+        message.sqlstate = b""
+        if message.message_code == FE_SYNC and message.intent is not None:
+            # Its Execute was answered, and it has been waiting for the Sync's answer since.
+            message.kind = SINGLE
         intent = message.intent
         if intent is None and message.statement is not None:
             intent = message.statement.intent

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import asyncpg
@@ -31,11 +31,14 @@ from proxy.session.signing import Signing
 from proxy.session.usage import write_usage
 from proxy.tasks import spawn, stop
 from proxy.transport.tls import ServerTls, TlsError
+from proxy.upstream.breaker import Breaker
 from proxy.upstream.cluster import LEAST_CONNECTIONS, RANDOM, ROUND_ROBIN, Cluster, Host
 from proxy.upstream.control import Control
 from proxy.upstream.health import Health, Thresholds
 from proxy.upstream.login import Login, connect
+from proxy.upstream.names import Names
 from proxy.upstream.pool import Pool, PoolLimits
+from proxy.upstream.server import Server
 
 log = logging.getLogger(__name__)
 
@@ -76,9 +79,19 @@ class Served:
         self._settings = settings
         self._signed = config.identity.mode == "signed"
         self.stats = stats
+        watching = settings.health
         self.cluster = Cluster(
             name,
-            [Host(host.name, host.host, host.port, host.role) for host in settings.hosts],
+            [
+                Host(
+                    host.name,
+                    host.host,
+                    host.port,
+                    host.role,
+                    Breaker(watching.failures_to_open, watching.retry_after),
+                )
+                for host in settings.hosts
+            ],
             _BALANCE[settings.pools["readonly"].balance],
             settings.health.max_lag,
         )
@@ -87,10 +100,9 @@ class Served:
         self.health = Health(
             self.cluster,
             self.controls,
-            Thresholds(
-                settings.health.interval, settings.health.failures_to_open, settings.health.retry_after
-            ),
+            Thresholds(watching.interval, watching.retry_after),
             self._vet if self._signed else None,
+            Names(),
         )
         # Hosts that must not be used, and why.
         self._bypassed: dict[str, list[Finding]] = {}
@@ -106,6 +118,8 @@ class Served:
         self.database.routing = routing.enabled
         self.database.lazy_begin = routing.lazy_begin
         self.database.read_your_writes = routing.read_your_writes
+        self.database.retries_refused_reads = routing.retry_readonly_errors
+        self._take_over(settings)
         for host in self.cluster.hosts:
             for pool_name, pool in settings.pools.items():
                 self._add_pool(host, pool_name, pool, config.identity.isolation == "strict")
@@ -114,9 +128,6 @@ class Served:
             self.keys = FileKeyStore(config.auth.keys_file)
         else:
             self.keys = KeyStore(self._fetch_key, config.auth.cache_ttl, time.monotonic)
-        self.query_timeout = settings.timeouts.query
-        self.idle_in_transaction = settings.timeouts.idle_in_transaction
-        self.client_idle = settings.timeouts.client_idle
         self._logs_to_table = config.access_log.sinks.count("table") > 0
         self._functions: frozenset[tuple[str, str, str]] = frozenset()
         self._listens = config.auth.keys == "database"
@@ -168,23 +179,35 @@ class Served:
                 tls.reload()
             except TlsError as error:
                 log.error("host %s keeps its certificates: %s", host, error)
-        self.query_timeout = settings.timeouts.query
-        self.idle_in_transaction = settings.timeouts.idle_in_transaction
-        self.client_idle = settings.timeouts.client_idle
+        self._take_over(settings)
         for pool in self.pools():
             wanted = settings.pools.get(pool.name)
             if wanted is not None:
                 pool.limits = _limits(wanted, pool.limits.strict)
-        fixed = {"timeouts", "pools", "pool_defaults"}
+        fixed: dict[str, Any] = {
+            "timeouts": True,
+            "pools": True,
+            "pool_defaults": True,
+            "health": {"failover_wait", "failover_attempts"},
+        }
         same = settings.model_dump(exclude=fixed) == self._settings.model_dump(exclude=fixed)
         logins = {name: (pool.user, pool.password) for name, pool in settings.pools.items()}
         return same and logins == {
             name: (pool.user, pool.password) for name, pool in self._settings.pools.items()
         }
 
+    def _take_over(self, settings: model.Database) -> None:
+        """Go by these timeouts from now on."""
+        self.query_timeout = settings.timeouts.query
+        self.idle_in_transaction = settings.timeouts.idle_in_transaction
+        self.client_idle = settings.timeouts.client_idle
+        self.database.failover_wait = settings.health.failover_wait
+        self.database.failover_attempts = settings.health.failover_attempts
+
     async def stop(self) -> None:
         """End the tasks and close every server connection that is idle."""
         await stop(*self._tasks)
+        self.health.stop()
         if self._listens:
             with contextlib.suppress(ClientError, TimeoutError):
                 async with asyncio.timeout(_LAST_USAGE):
@@ -272,9 +295,16 @@ class Served:
             await connection.fetch(_ENSURE_PARTITIONS)
 
     async def _fetch_key(self, key_id: str) -> Key | None:
-        async with self._any_control().connection() as connection:
-            row = await connection.fetchrow(_FETCH_KEY, key_id)
-        return Key.from_row(row) if row is not None else None
+        failure: ClientError | None = None
+        for control in self._controls_that_may_know():
+            try:
+                async with control.connection() as connection:
+                    row = await connection.fetchrow(_FETCH_KEY, key_id)
+                return Key.from_row(row) if row is not None else None
+            except UpstreamUnavailable as error:
+                self.health.alarm()
+                failure = failure or error
+        raise failure or self.cluster.unavailable(True)
 
     async def _listen(self) -> None:
         """Hear of changed keys as they happen; after an interruption every cached key is read again."""
@@ -290,6 +320,10 @@ class Served:
             self._maintain(time.monotonic())
 
     def _maintain(self, now: float) -> None:
+        first = self.cluster.stranded.first
+        if first is not None and now - first.stranded_since >= self.database.failover_wait:
+            # Whoever has waited long enough is told so, the others wait on.
+            self.cluster.resume(now)
         for host in self.cluster.hosts:
             if host.up:
                 for pool in host.pools.values():
@@ -321,12 +355,17 @@ class Served:
 
     def _any_control(self) -> Control:
         """Return the primary's control connections, a replica's where there is no primary."""
+        for control in self._controls_that_may_know():
+            return control
+        raise self.cluster.unavailable(True)
+
+    def _controls_that_may_know(self) -> Iterator[Control]:
+        """Yield the control connections of the hosts that are up, the primary's first."""
         primary = self.cluster.primary
         if primary is not None:
-            return self.controls[primary.name]
-        for host in self.cluster.replicas:
-            return self.controls[host.name]
-        raise self.cluster.unavailable(True)
+            yield self.controls[primary.name]
+        for host in list(self.cluster.replicas):
+            yield self.controls[host.name]
 
     def _add_pool(self, host: Host, name: str, settings: model.Pool, strict: bool) -> None:
         limits = _limits(settings, strict)
@@ -348,10 +387,20 @@ class Served:
         pool.open = start_opening
         host.pools[name] = pool
 
+    def _closed(self, pool: Pool) -> Callable[[Server], None]:
+        """Return what is told that a connection of `pool` has ended; the monitor learns of one that ended by itself."""
+
+        def closed(server: Server) -> None:
+            if server.broke:
+                self.health.alarm()
+            pool.closed(server)
+
+        return closed
+
     async def _open(self, pool: Pool, login: Login) -> None:
         started = time.monotonic()
         try:
-            server = await connect(login, pool.closed)
+            server = await connect(login, self._closed(pool))
         except ClientError as error:
             if pool.failures_in_a_row == 0:
                 log.warning("pool %s on %s: %s", pool.name, pool.host, error.extra)
@@ -359,6 +408,8 @@ class Served:
                 # A host that refuses is not asked more than once a second.
                 await asyncio.sleep(_RETRY)
             pool.open_failed(error)
+            if pool.failing:
+                self.health.alarm()
             return
         now = time.monotonic()
         pool.stats.connect_time.observe(int((now - started) * 1e6))

@@ -126,6 +126,8 @@ class SessionState(Borrower):
         self.begun_at: float = 0.0
         # The first message of the unit under way, if that is to be tried once more should its server die.
         self.kept: Message | None = None
+        # It was refused by a replica, and is sent to the primary when that has answered to the end.
+        self.turning = False
         # Something was sent whose Sync has not come yet. A Query behind it ends that too, unless the server skips
         # it because of an error; which of the two, only its ReadyForQuery tells.
         self.awaits_sync = False
@@ -159,6 +161,8 @@ class SessionState(Borrower):
         self.last_words: ClientError | None = None
         self.ended = False
         self.waiting_since: float = 0.0
+        # On how many hosts in vain a unit was tried that waits.
+        self.attempts: i64 = 0
         self.active_at: float = 0.0
         # For the supervisor, who looks now and then: the statement that was under way, since when, as far as is
         # known, and when something last was.
@@ -206,8 +210,8 @@ class SessionState(Borrower):
 
     def cancel(self) -> Server | None:
         """Cancel what the session does; returns the server connection that a CancelRequest has to reach."""
-        if self.waits & FOR_SERVER != 0 and self.pool is not None:
-            self.pool.leave(self)
+        if self.waits & FOR_SERVER != 0:
+            self._leave_queue()
             self.refused(QueryCancelled())
             return None
         return self.server
@@ -333,8 +337,8 @@ class SessionState(Borrower):
         self.ended = True
         self.note_usage()
         self.transport.close()
-        if self.waits & FOR_SERVER != 0 and self.pool is not None:
-            self.pool.leave(self)
+        if self.waits & FOR_SERVER != 0:
+            self._leave_queue()
         self.held_unit = None
         self.pending = b""
         server = self.server
@@ -349,6 +353,12 @@ class SessionState(Borrower):
             self._hand_over(server, was_pinned)
         if self.on_end is not None:
             self.on_end(self)
+
+    def _leave_queue(self) -> None:
+        """Wait for a server connection no longer: neither in a pool nor for a host that has one."""
+        if self.pool is not None:
+            self.pool.leave(self)
+        self.database.cluster.leave(self)
 
     def _hand_over(self, server: Server, was_pinned: str) -> None:
         """Give a connection back from a session that is gone: rolled back and reset, or closed."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from proxy.errors import InvalidParameter
+from proxy.errors import HostUnavailable, InvalidParameter
 from proxy.query.parameters import Profile
 from proxy.session.database import Database
 from proxy.upstream.errand import Ask
@@ -16,6 +16,16 @@ async def try_on_server(database: Database, profile: Profile) -> dict[bytes, byt
 
     Raises the server's own complaint where it does not accept a value, or what keeps us from a server.
     """
+    for _ in range(database.failover_attempts - 1):
+        try:
+            return await _try_once(database, profile)
+        except HostUnavailable:
+            # The pool that failed is passed over the next time.
+            continue
+    return await _try_once(database, profile)
+
+
+async def _try_once(database: Database, profile: Profile) -> dict[bytes, bytes]:
     pool = database.cluster.pool_for("readonly", True, 0.0)
     calls = [
         f"pg_catalog.set_config({_literal(name)}, {_literal(value)}, false)" for name, value in profile.values

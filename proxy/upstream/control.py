@@ -101,10 +101,14 @@ class Control:
         except UpstreamUnavailable as error:
             raise (error.__cause__ or error) from None
 
-    async def close(self) -> None:
-        """Close every idle connection."""
+    def forget(self) -> None:
+        """Close every idle connection: the host's name means another address now."""
         while self._idle:
             self._idle.pop().terminate()
+
+    async def close(self) -> None:
+        """Close every idle connection."""
+        self.forget()
 
     async def _take(self) -> asyncpg.Connection[Any]:
         while self._idle:

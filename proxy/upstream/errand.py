@@ -133,6 +133,33 @@ class Rollback(Errand):
 
 
 @final
+class Check(Errand):
+    """An empty query: is the connection still there?"""
+
+    def __init__(self, server: Server, then: Callable[[Server, float], None]) -> None:
+        super().__init__(server, b"")
+        self.then = then
+
+    def granted(self, server: Server) -> None:
+        """Send the query; nobody's use of the connection ends with it, so it counts as none."""
+        server.uses -= 1
+        super().granted(server)
+
+    def done(self, now: float) -> None:
+        """Hand the connection on; the query destroyed the unnamed statement (manual, "Extended Query")."""
+        server = self.server
+        if server is None:
+            return
+        server.unnamed = None
+        if self.error:
+            server.fail(
+                UpstreamUnavailable("an idle server connection answered with an error", extra=self.error)
+            )
+        else:
+            self.then(server, now)
+
+
+@final
 class Ask(Errand):
     """One Query on any connection of a pool; `then` gets the errand itself, with `rows`, `error` or `failure`."""
 

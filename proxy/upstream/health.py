@@ -3,6 +3,10 @@
 "Read your writes" needs no query of its own. Each round the monitor notes the time T, then asks the primary for
 its WAL insert position; a replica that has replayed that position is fresh as of T. The insert position, because
 after an asynchronous commit pg_current_wal_lsn() is behind.
+
+A round comes each interval; more often while there is no primary, and at once when the path of the queries finds
+that a host doesn't take connections (`alarm`). Hosts don't wait for each other: one whose answer doesn't come is
+counted as failing while the others are asked.
 """
 
 from __future__ import annotations
@@ -11,49 +15,78 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import asyncpg
 
 from proxy.errors import UpstreamUnavailable
+from proxy.tasks import spawn
 from proxy.upstream.cluster import Cluster, Host
 from proxy.upstream.control import Control
+from proxy.upstream.names import Names
 
 log = logging.getLogger(__name__)
 
 # From a host's name and a control connection to it, to why it must not be used, or "".
 Vet: TypeAlias = "Callable[[str, asyncpg.Connection[Any]], Awaitable[str]]"
 
+# A primary's timeline is that of the WAL it writes: its control file has a new one only after the checkpoint that
+# follows a promotion. A standby's is that of the WAL it receives; only members of pg_read_all_stats see that, others
+# see the control file's, which is older at times but never newer.
 _PROBE = """
-SELECT pg_catalog.pg_is_in_recovery() AS in_recovery,
-       CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()
+SELECT r.in_recovery,
+       CASE WHEN r.in_recovery THEN pg_catalog.pg_last_wal_replay_lsn()
             ELSE pg_catalog.pg_current_wal_insert_lsn() END - '0/0'::pg_lsn AS position,
        extract(epoch FROM pg_catalog.clock_timestamp())::float8 AS clock,
-       (pg_catalog.pg_control_checkpoint()).timeline_id AS timeline
+       CASE WHEN r.in_recovery
+            THEN coalesce((SELECT w.received_tli FROM pg_catalog.pg_stat_wal_receiver w),
+                          (pg_catalog.pg_control_checkpoint()).timeline_id)
+            ELSE ('x' || substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 1, 8))
+                 ::bit(32)::integer END AS timeline,
+       (pg_catalog.pg_control_system()).system_identifier AS system
+  FROM (SELECT pg_catalog.pg_is_in_recovery() AS in_recovery) r
 """
 
 _MAX_SAMPLES = 600
 """Samples of the primary's position that are kept: ten minutes at one a second, more than any tolerated lag."""
 
+_HURRY = 0.2
+"""Seconds between rounds while there is no primary: writes wait for what they find."""
+
+_LEAST_PAUSE = 0.05
+"""Seconds between rounds at least, however many alarms come."""
+
+_PATIENCE = 1.0
+"""Seconds after which an answer that has not come counts as a failure; a longer interval stands in for it."""
+
+_FIRST_PATIENCE = 0.25
+"""Seconds that the primary's answer is waited for before the replicas are asked: they are compared with it."""
+
 
 @dataclass(frozen=True)
 class Thresholds:
-    """When a host counts as down; times in seconds."""
+    """When a host is asked, in seconds; when it counts as down, its breaker says."""
 
     interval: float
-    failures_to_open: int
     retry_after: float
 
 
 @dataclass(frozen=True)
 class _Answer:
     host: Host
-    asked_at: float
-    in_recovery: bool
     position: int
-    timeline: int
+
+
+class _Probe:
+    """A question that is under way."""
+
+    def __init__(self, task: asyncio.Task[None], since: float) -> None:
+        self.task = task
+        self.since = since
+        # How many failures its silence has counted as.
+        self.counted = 0
 
 
 class Health:
@@ -65,83 +98,160 @@ class Health:
         controls: dict[str, Control],
         thresholds: Thresholds,
         vet: Vet | None = None,
+        names: Names | None = None,
     ) -> None:
-        """Watch `cluster`; `vet` is asked about a host before it counts as up, and says why it must not, or ""."""
+        """Watch `cluster`; `vet` is asked about a host before it counts as up, and says why it must not, or "".
+
+        `names` follows host names to new addresses.
+        """
         self._vet = vet
+        self._names = names
         self._cluster = cluster
         self._controls = controls
         self._thresholds = thresholds
         self._samples: deque[tuple[float, int]] = deque(maxlen=_MAX_SAMPLES)
         self._sampled: Host | None = None
+        self._under_way: dict[str, _Probe] = {}
+        # What each standby answered last.
+        self._answers: dict[str, _Answer] = {}
+        self._alarmed = asyncio.Event()
         # How much the servers' clock is ahead of ours, in seconds.
         self.server_offset = 0.0
 
+    def alarm(self) -> None:
+        """Probe now: a host doesn't take connections, or has closed some."""
+        self._alarmed.set()
+
     async def run(self) -> None:
-        """Probe all hosts each interval, for ever; with an interval of 0 only until all are up, again and again."""
-        thresholds = self._thresholds
+        """Probe all hosts each interval, for ever; with an interval of 0 only when alarmed, or until all are up."""
+        interval = self._thresholds.interval
         while True:
-            if thresholds.interval or not all(host.up for host in self._cluster.hosts):
+            if interval or self._alarmed.is_set() or not all(host.up for host in self._cluster.hosts):
+                self._alarmed.clear()
                 await self.probe()
-            await asyncio.sleep(thresholds.interval or thresholds.retry_after)
+            pause = interval or self._thresholds.retry_after
+            if self._cluster.primary is None or self._cluster.stranded.length:
+                pause = min(pause, _HURRY)
+            await asyncio.sleep(_LEAST_PAUSE)
+            try:
+                async with asyncio.timeout(pause - _LEAST_PAUSE):
+                    await self._alarmed.wait()
+            except TimeoutError:
+                pass
 
     async def probe(self) -> None:
-        """Probe all hosts once, the primary's position before the replicas'."""
-        hosts = self._cluster.hosts
+        """Probe all hosts once, the primary's position before the replicas'; waits for no host for long."""
         first = self._cluster.primary
         if first is not None:
-            await self._ask(first)
-        answers = await asyncio.gather(*(self._ask(host) for host in hosts if host is not first))
+            await self._ask_all([first], _FIRST_PATIENCE)
+        await self._ask_all([host for host in self._cluster.hosts if host is not first], self._patience)
         self._cluster.roles_changed()
-        self._note_replicas([answer for answer in answers if answer is not None])
+        for answer in self._answers.values():
+            self._note_replica(answer)
+        self._cluster.resume(time.monotonic())
 
-    async def _ask(self, host: Host) -> _Answer | None:
+    def stop(self) -> None:
+        """End the questions that are under way."""
+        for probe in list(self._under_way.values()):
+            probe.task.cancel()
+
+    @property
+    def _patience(self) -> float:
+        return max(_PATIENCE, self._thresholds.interval)
+
+    async def _ask_all(self, hosts: Sequence[Host], patience: float) -> None:
         now = time.monotonic()
-        if not host.up and now < host.retry_at:
-            return None
-        thresholds = self._thresholds
+        hurry = self._cluster.primary is None
+        for host in hosts:
+            probe = self._under_way.get(host.name)
+            if probe is None and host.breaker.allows(now, hurry and not host.is_unfit):
+                task = spawn(self._ask(host), f"probe {host.name}")
+                self._under_way[host.name] = _Probe(task, now)
+        waiting = [self._under_way[host.name].task for host in hosts if host.name in self._under_way]
+        if waiting:
+            await asyncio.wait(waiting, timeout=patience)
+        for host in hosts:
+            self._note_silence(host)
+
+    def _note_silence(self, host: Host) -> None:
+        """Count the silence of a host whose answer has not come: as one failure for each `patience` of it."""
+        probe = self._under_way.get(host.name)
+        if probe is None:
+            return
+        now = time.monotonic()
+        due = int((now - probe.since) / self._patience)
+        if due > probe.counted:
+            probe.counted = due
+            host.failed(f"no answer for {now - probe.since:.1f} s", now, silent=True)
+            if not host.up:
+                # What comes of it would be old; and where it is asked next, it is on a connection of its own.
+                probe.task.cancel()
+
+    async def _ask(self, host: Host) -> None:
         try:
-            async with self._controls[host.name].connection() as connection:
+            await self._question(host)
+        finally:
+            self._under_way.pop(host.name, None)
+
+    async def _question(self, host: Host) -> None:
+        control = self._controls[host.name]
+        if self._names is not None:
+            await self._names.follow(host, control)
+        try:
+            async with control.connection() as connection:
                 asked_at = time.monotonic()
                 row = await connection.fetchrow(_PROBE)
                 answered_at = time.monotonic()
                 unfit = await self._vet(host.name, connection) if self._vet and not host.up else ""
         except UpstreamUnavailable as error:
-            host.failed(error.extra, time.monotonic(), thresholds.failures_to_open, thresholds.retry_after)
-            return None
+            host.failed(error.extra, time.monotonic())
+            self._cluster.roles_changed()
+            return
         if unfit:
-            host.failed(unfit, time.monotonic(), 1, thresholds.retry_after)
-            return None
+            host.unfit(unfit, time.monotonic())
+            self._cluster.roles_changed()
+            return
         assert row is not None
         host.timeline = int(row["timeline"])
+        host.system = int(row["system"])
+        was = (host.up, host.in_recovery)
         host.probed(bool(row["in_recovery"]), answered_at - asked_at)
-        answer = _Answer(host, asked_at, bool(row["in_recovery"]), int(row["position"] or 0), host.timeline)
-        if not answer.in_recovery:
+        if was != (True, host.in_recovery):
+            self._cluster.roles_changed()
+        position = int(row["position"] or 0)
+        if host.in_recovery:
+            self._answers[host.name] = _Answer(host, position)
+        elif host is self._cluster.primary:
             self.server_offset = float(row["clock"]) - (time.time() - (answered_at - asked_at) / 2)
-            self._note_primary(answer)
-        return answer
+            self._note_primary(host, asked_at, position)
 
-    def _note_primary(self, answer: _Answer) -> None:
-        if self._sampled is not answer.host:
+    def _note_primary(self, host: Host, asked_at: float, position: int) -> None:
+        if self._sampled is not host:
             self._samples.clear()
-            self._sampled = answer.host
-        self._samples.append((answer.asked_at, answer.position))
+            self._sampled = host
+        self._samples.append((asked_at, position))
 
-    def _note_replicas(self, answers: list[_Answer]) -> None:
+    def _note_replica(self, answer: _Answer) -> None:
+        """Compare what a standby has replayed with the primary's positions.
+
+        Which of the two was asked first doesn't matter: a position that the primary had after T covers what was
+        written before T, whenever it is reached.
+        """
         primary = self._cluster.primary
-        now = time.monotonic()
-        for answer in answers:
-            if not answer.in_recovery:
-                continue
-            host = answer.host
-            if primary is None:
-                # Nobody writes: what the replica has is all there is to read.
-                host.lag = 0.0
-                continue
-            if answer.timeline != primary.timeline:
-                host.fresh_as_of = 0.0
-                continue
-            fresh = [asked_at for asked_at, position in self._samples if position <= answer.position]
-            if fresh:
-                host.fresh_as_of = max(fresh)
-            behind = [asked_at for asked_at, position in self._samples if position > answer.position]
-            host.lag = now - min(behind) if behind else 0.0
+        host = answer.host
+        if not host.in_recovery:
+            # It was promoted since.
+            return
+        if primary is None:
+            # Nobody writes: what the replica has is all there is to read.
+            host.lag = 0.0
+            return
+        if host.timeline != primary.timeline or host.system != primary.system:
+            # It has another history, or is not known to have this one: its positions tell nothing.
+            host.fresh_as_of = 0.0
+            return
+        fresh = [asked_at for asked_at, position in self._samples if position <= answer.position]
+        if fresh:
+            host.fresh_as_of = max(fresh)
+        behind = [asked_at for asked_at, position in self._samples if position > answer.position]
+        host.lag = time.monotonic() - min(behind) if behind else 0.0

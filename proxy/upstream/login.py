@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
-from proxy.errors import ClientError, ProtocolViolation, UpstreamUnavailable
+from proxy.errors import ClientError, HostUnavailable, ProtocolViolation, UpstreamUnavailable
 from proxy.transport import tcp, tls
 from proxy.transport.asking import ask_for_tls
 from proxy.transport.tls import ServerTls, peer_end_point
@@ -48,6 +48,10 @@ _FIXED_OPTIONS = {
     "role": "none",
     "local_preload_libraries": "",
 }
+
+# Classes of SQLSTATE with which a server refuses logins for a while: no connection left, starting up or shutting
+# down, an error of its system (manual, appendix "PostgreSQL Error Codes"). A wrong password doesn't pass.
+_MAY_PASS = ("53", "57", "58", "XX")
 
 _MOST_REQUESTS = 4
 """Authentication requests of one login: SCRAM takes SASL, SASLContinue, SASLFinal and Ok. Each may cost us work."""
@@ -116,8 +120,10 @@ async def _transport(login: Login) -> _LoginProtocol:
     return protocol
 
 
-def _unavailable(login: Login, reason: str) -> UpstreamUnavailable:
-    return UpstreamUnavailable(f"cannot connect to {login.address}", extra=f"host={login.address}: {reason}")
+def _unavailable(login: Login, reason: str, may_pass: bool = True) -> UpstreamUnavailable:
+    """Return the error of a login that failed; `may_pass` tells that it may go well later, or on another host."""
+    kind = HostUnavailable if may_pass else UpstreamUnavailable
+    return kind(f"cannot connect to {login.address}", extra=f"host={login.address}: {reason}")
 
 
 class _LoginProtocol(asyncio.Protocol):
@@ -189,7 +195,8 @@ class _LoginProtocol(asyncio.Protocol):
                 self._handle(whole[0], whole)
         except ClientError as error:
             if not self._done.done():
-                self._done.set_exception(_unavailable(self._login, error.extra or error.message))
+                may_pass = isinstance(error, HostUnavailable)
+                self._done.set_exception(_unavailable(self._login, error.extra or error.message, may_pass))
         # Once, and not for each message: a read may bring 50,000 of them.
         self._buffer = self._buffer[at:]
 
@@ -224,7 +231,9 @@ class _LoginProtocol(asyncio.Protocol):
             self._secret = whole[9:]
         elif kind == BE_ERROR:
             fields = error_fields(whole, 0, len(whole))
-            raise UpstreamUnavailable(
+            state = fields.get("C", "")
+            passes = state[:2] in _MAY_PASS
+            raise (HostUnavailable if passes else UpstreamUnavailable)(
                 "the server refused the login", extra=f"{fields.get('M')} ({fields.get('C')})"
             )
         elif kind == BE_READY:

@@ -12,13 +12,23 @@ from typing import Final, final
 
 from mypy_extensions import i64
 
-from proxy.errors import ClientError, PoolExhausted
+from proxy.errors import ClientError, HostUnavailable, PoolExhausted, UpstreamUnavailable
 from proxy.observe.stats import PoolStats
-from proxy.upstream.errand import Reset, Rollback
+from proxy.upstream.errand import Check, Reset, Rollback
 from proxy.upstream.server import CLOSED, IDLE, Borrower, Server
 
 RESET_TIMEOUT: Final = 5.0
 """Seconds that a reset or rollback may take; it does no work that should take longer than the round trip."""
+
+TEST_AFTER: Final = 30.0
+"""Seconds after which an idle connection is tested before it is lent: as PgBouncer's server_check_delay. Firewalls and
+NAT forget connections without a word, and a write that is sent on such a one can't be sent again."""
+
+TEST_TIMEOUT: Final = 2.0
+"""Seconds that this test may take: an empty query's round trip, over a slow tunnel too."""
+
+_NOW: Final = 1e-9
+"""A time to retire at that has always come."""
 
 
 @final
@@ -117,13 +127,16 @@ class Pool:
         self.idle_count: i64 = 0
         self.opening: i64 = 0
         self.waiters = WaitQueue()
-        self.resetting: dict[Server, float] = {}
+        # Connections on an errand of the proxy's own, and when they are given up.
+        self.errands: dict[Server, float] = {}
         self.pinned: i64 = 0
         self.draining = False
         # Counters, read by the metrics.
         self.stats = PoolStats()
         self.failures_in_a_row: i64 = 0
         self.last_failure: str = ""
+        # It has no connection and its host gave none at the last attempt: whoever can go elsewhere does.
+        self.failing = False
 
     @property
     def size(self) -> i64:
@@ -143,6 +156,11 @@ class Pool:
             if own:
                 server = own.pop()
                 self.idle_count -= 1
+                if now - server.last_used > TEST_AFTER:
+                    borrower.waiting_since = now
+                    self.waiters.append(borrower)
+                    self._check(server, now)
+                    return None
                 server.lend(borrower)
                 return server
         borrower.waiting_since = now
@@ -207,6 +225,7 @@ class Pool:
         self.opening -= 1
         self.failures_in_a_row = 0
         self.last_failure = ""
+        self.failing = False
         if self.limits.max_lifetime > 0.0:
             # Jitter, so that connections opened together do not end together.
             server.retire_at = now + self.limits.max_lifetime * (0.8 + 0.2 * random.random())
@@ -220,7 +239,13 @@ class Pool:
         self.failures_in_a_row += 1
         self.last_failure = error.extra or error.message
         if not self.servers and self.opening == 0:
+            self.failing = isinstance(error, HostUnavailable)
             self.refuse_all(error)
+
+    def hope(self) -> None:
+        """Learn that the host answers: opening a connection is worth a try."""
+        self.failing = False
+        self.failures_in_a_row = 0
 
     def refuse_all(self, error: ClientError) -> None:
         """Tell everybody who waits that no connection will come."""
@@ -237,31 +262,50 @@ class Pool:
         if shelf is not None and server in shelf:
             shelf.remove(server)
             self.idle_count -= 1
-        self.resetting.pop(server, None)
+        self.errands.pop(server, None)
         self._grow()
+
+    def close_all(self, error: ClientError) -> None:
+        """Close every connection; sessions that hold one lose it, with `error`."""
+        for server in list(self.servers):
+            server.fail(error)
+
+    def give_up_silent(self, since: float, error: ClientError) -> None:
+        """Close the connections on which nothing has come since then: their host is gone without a word."""
+        for server in list(self.servers):
+            if server.last_byte_at < since:
+                server.fail(error)
+
+    def retire_all(self, addresses: frozenset[str]) -> int:
+        """Let the connections to other addresses than these end when they come back; returns how many there are."""
+        retired = 0
+        for server in self.servers:
+            if server.peer and server.peer not in addresses:
+                server.retire_at = _NOW
+                retired += 1
+        return retired
 
     def reset_done(self, server: Server, now: float) -> None:
         """Take back a connection whose DISCARD ALL was confirmed."""
-        self.resetting.pop(server, None)
+        self.errands.pop(server, None)
         server.forget_session()
         self.give_back(server, now)
 
     def roll_back(self, server: Server, now: float) -> None:
         """Take back a connection whose borrower left a transaction open."""
-        self.resetting[server] = now
-        Rollback(server, self._rolled_back).start()
+        self.errands[server] = now + RESET_TIMEOUT
+        Rollback(server, self._came_back).start()
 
     def abandon(self, server: Server, now: float) -> None:
         """Close `server` unless the answer that nobody waits for any more comes in time."""
-        self.resetting[server] = now
+        self.errands[server] = now + RESET_TIMEOUT
 
     def came_late(self, server: Server, now: float) -> None:
         """Take back a connection whose answer came, perhaps after it was abandoned."""
-        self.resetting.pop(server, None)
-        self.give_back(server, now)
+        self._came_back(server, now)
 
-    def _rolled_back(self, server: Server, now: float) -> None:
-        self.resetting.pop(server, None)
+    def _came_back(self, server: Server, now: float) -> None:
+        self.errands.pop(server, None)
         self.give_back(server, now)
 
     def maintain(self, now: float) -> None:
@@ -289,10 +333,10 @@ class Pool:
                 self._open_one()
 
     def give_up(self, now: float) -> None:
-        """Close connections whose reset or rollback takes too long."""
-        for server, since in list(self.resetting.items()):
-            if now - since > RESET_TIMEOUT:
-                server.fail(PoolExhausted("a reset took too long"))
+        """Close connections whose errand takes too long."""
+        for server, deadline in list(self.errands.items()):
+            if now > deadline:
+                server.fail(UpstreamUnavailable("a server connection didn't answer the proxy's own question"))
 
     def exhausted(self) -> PoolExhausted:
         """Return the error for somebody who waited in vain."""
@@ -314,7 +358,7 @@ class Pool:
 
     def _grow(self) -> None:
         while self.waiters.length > self.opening and not self.draining:
-            if self.size >= self.limits.maximum or self.waiters.length <= self.opening + len(self.resetting):
+            if self.size >= self.limits.maximum or self.waiters.length <= self.opening + len(self.errands):
                 return
             self._open_one()
 
@@ -328,8 +372,13 @@ class Pool:
             server.close()
             return
         self.stats.resets += 1
-        self.resetting[server] = now
+        self.errands[server] = now + RESET_TIMEOUT
         Reset(server, self.reset_done).start()
+
+    def _check(self, server: Server, now: float) -> None:
+        """Ask a connection that has stood idle for long whether it is still there."""
+        self.errands[server] = now + TEST_TIMEOUT
+        Check(server, self._came_back).start()
 
     def _free_a_stranger(self, now: float) -> None:
         """Reset the idle connection that was used least recently, for whoever waits."""

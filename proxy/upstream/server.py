@@ -60,6 +60,9 @@ class Borrower(Peer):
     waiting_since: float
     """When it began to wait for a connection, in seconds of the monotonic clock."""
 
+    stranded_since: float = 0.0
+    """Since when no host can serve it; 0.0 where one can."""
+
     next_waiter: Borrower | None = None
     """Who waits behind it, in the queue that it stands in."""
 
@@ -69,6 +72,10 @@ class Borrower(Peer):
 
     def refused(self, error: ClientError) -> None:
         """Learn that no connection will come."""
+        raise AssertionError
+
+    def reroute(self, now: float) -> None:
+        """Look anew for a host that can serve what waits."""
         raise AssertionError
 
     def ready(self, now: float) -> None:
@@ -114,6 +121,9 @@ class Server:
         self.transport: asyncio.Transport = transport
         self.outlet = Outlet(transport, sock)
         self.address = address
+        # The IP address that it is connected to, "" for a Unix socket: a name may come to mean another.
+        peer = transport.get_extra_info("peername")
+        self.peer: str = peer[0] if isinstance(peer, tuple) else ""
         # How its host is reached, for cancel requests; they are encrypted where it is.
         self.tls: Security | None = tls
         self.encrypted = sock is None
@@ -152,6 +162,8 @@ class Server:
         self.paused = False
         # Its borrower sends no more until fewer answers are owed.
         self.crowded = False
+        # The other side ended it, or the network did.
+        self.broke = False
 
     # -- protocol methods, called by the event loop
 
@@ -201,6 +213,7 @@ class Server:
         """Learn that the connection is gone."""
         fields = error_fields(self.replies.last_error, 0, len(self.replies.last_error))
         reason = fields.get("M", "") or (str(failure) if failure else "connection closed by the server")
+        self.broke = True
         self.fail(UpstreamUnavailable(f"connection to {self.address} was lost", extra=reason))
 
     def pause_writing(self) -> None:

@@ -150,6 +150,10 @@ class Peer:
         """Tell whether a reply that failed is not told, but asked for once more after the Sync that is owed."""
         raise AssertionError
 
+    def turns(self, reply: Reply, state: bytes, error: bytes) -> bool:
+        """Tell whether a reply that failed, with the SQLSTATE `state`, is not told, but asked for on another server."""
+        return False
+
     def undone(self, reply: Reply, later: Reply | None) -> None:
         """Learn that a Parse, Close or Query did not take effect; `later` is what is owed behind it."""
         raise AssertionError
@@ -197,6 +201,10 @@ class ReplyQueue:
         # Something was forwarded since the peer last took this back; and the server's last words were.
         self.told: bool = False
         self.parted: bool = False
+        # Nothing is forwarded before the first row, or the end of the statement: should that be refused, another
+        # server can be asked as if nothing had happened. What has come meanwhile.
+        self.tentative: bool = False
+        self._kept_back: bytes = b""
         # The read at hand had a ReadyForQuery behind which nothing was owed.
         self.became_ready: bool = False
         # An incomplete message at the end of the last read, and a long one that is passing through.
@@ -260,6 +268,7 @@ class ReplyQueue:
         self._data = data
         self._run = 0
         pos: i64 = 0
+        rows = False
         self.became_ready = False
         head = self.head
         if head is not None and head.first_at == 0.0:
@@ -280,6 +289,7 @@ class ReplyQueue:
                 if head is None:
                     raise ProtocolViolation("a server sent rows that nobody asked for")
                 if head.mode == FORWARD:
+                    rows = True
                     if end > n:
                         self._body_left = end - n
                         self._body_forward = True
@@ -318,6 +328,8 @@ class ReplyQueue:
             pos = end
         if self._run < pos:
             self._forward(pos)
+        if self.tentative and (rows or self._body_left > 0 or len(self._kept_back) > MAX_HELD):
+            self.settle()
         self._in_body = self._body_left > 0 and self._body_forward
         if pos < n:
             self._held = data[pos:]
@@ -350,7 +362,9 @@ class ReplyQueue:
     def _forward(self, end: i64) -> None:
         """Hand the client what stands between the last cut and `end`."""
         peer = self.peer
-        if peer is not None:
+        if self.tentative:
+            self._kept_back += self._data[self._run : end]
+        elif peer is not None:
             self.told = True
             data = self._data
             n: i64 = len(data)
@@ -359,6 +373,24 @@ class ReplyQueue:
             else:
                 peer.forward(data[self._run : end])
         self._run = end
+
+    def _tell(self, message: bytes) -> None:
+        """Hand the client a message that stands for one of the server's, or in between."""
+        if self.tentative:
+            self._kept_back += message
+        elif self.peer is not None:
+            self.told = True
+            self.peer.forward(message)
+
+    def settle(self) -> None:
+        """Hand the client what was kept back: no other server will be asked."""
+        if not self.tentative:
+            return
+        self.tentative = False
+        kept = self._kept_back
+        if kept:
+            self._kept_back = b""
+            self._tell(kept)
 
     def _cut(self, start: i64, end: i64) -> None:
         """Leave the message at start:end out of what is forwarded."""
@@ -370,6 +402,8 @@ class ReplyQueue:
         head = self.head
         if head is None or (head.kind != QUERY and head.kind != SYNC):
             raise ProtocolViolation("a server sent a ReadyForQuery that nobody asked for")
+        if self.tentative and head.mode == FORWARD:
+            self.settle()
         if head.mode == SKIP:
             self._cut(pos, end)
         self._complete(head, end, now)
@@ -378,6 +412,8 @@ class ReplyQueue:
     def _complete(self, reply: Reply, end: i64, now: float) -> None:
         """Take the head off the queue, its answer ending at `end`, and see to what follows."""
         if reply.kind == QUERY or reply.kind == EXECUTE:
+            if self.tentative and reply.mode == FORWARD:
+                self.settle()
             reply.bytes_out += self._base + end
             if self.peer is not None and reply.mode == FORWARD:
                 self.peer.executed(reply)
@@ -386,6 +422,8 @@ class ReplyQueue:
 
     def _executed(self, single: Reply, end: i64) -> None:
         """Tell how the Execute of a SINGLE came out, the answer to which ends at `end`; its Sync is still owed."""
+        if self.tentative:
+            self.settle()
         single.bytes_out = single.bytes_out + self._base + end if single.bound else 0
         peer = self.peer
         if peer is not None:
@@ -414,9 +452,7 @@ class ReplyQueue:
             if head.mode == FAKE:
                 if self._run < end:
                     self._forward(end)
-                if self.peer is not None:
-                    self.told = True
-                    self.peer.forward(head.payload)
+                self._tell(head.payload)
             elif head.kind != COPY_END:
                 break
             self._pop()
@@ -435,12 +471,15 @@ class ReplyQueue:
             return
         if kind == BE_NOTIFICATION:
             if head is not None and head.mode != FORWARD and self.peer is not None:
-                self.peer.forward(self._data[pos:end])
+                self._tell(self._data[pos:end])
                 self._run = end
             return
         if kind == BE_NOTICE:
             if head is not None and head.mode != FORWARD:
                 self._cut(pos, end)
+            elif self.tentative:
+                # It may tell of progress.
+                self.settle()
             return
         if kind == BE_ERROR:
             self._error(pos, end, now)
@@ -534,9 +573,9 @@ class ReplyQueue:
             self._cut(pos, end)
         elif shown != value:
             self._cut(pos, end)
-            peer.forward(parameter_status(name, shown))
+            self._tell(parameter_status(name, shown))
         elif head is not None and head.mode != FORWARD:
-            peer.forward(self._data[pos:end])
+            self._tell(self._data[pos:end])
             self._run = end
 
     def _copy_in(self, head: Reply) -> None:
@@ -600,6 +639,16 @@ class ReplyQueue:
             raise ServerEnds(state.decode("ascii", "replace"))
         if head is None:
             return
+        if self.tentative:
+            if (
+                head.mode == FORWARD
+                and end <= n
+                and self.peer is not None
+                and self.peer.turns(head, state, self._data[pos:end])
+            ):
+                self._turn(head, state, end, now)
+                return
+            self.settle()
         if head.mode == SKIP:
             self._cut(pos, end)
             if self.peer is not None:
@@ -643,6 +692,19 @@ class ReplyQueue:
             return
         self._skip_to_sync(head, end, now)
 
+    def _turn(self, head: Reply, state: bytes, end: i64, now: float) -> None:
+        """Let go of all that the server says to the statement at the head, up to and with its ReadyForQuery."""
+        self.tentative = False
+        self._kept_back = b""
+        self._run = end
+        if self.tail is not None:
+            self.tail.mode = SKIP
+        head.sqlstate = state
+        if head.kind == SINGLE:
+            self._executed(head, end)
+        elif head.kind != QUERY and head.kind != SYNC:
+            self._skip_to_sync(head, end, now)
+
     def _part(self, pos: i64, end: i64) -> None:
         """Forward what stands before the server's last words at pos:end, and these if they are somebody's.
 
@@ -652,6 +714,7 @@ class ReplyQueue:
         n: i64 = len(self._data)
         if peer is None or (not self.told and peer.starts_over()):
             return
+        self.settle()
         self._cut(pos, end)
         self._in_body = False
         if self.head is not None and end <= n:

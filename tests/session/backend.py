@@ -136,6 +136,8 @@ class Backend:
         self.committed: list[str] = []
         # Statements that fail once, by a part of their SQL, with their SQLSTATE.
         self.fails: dict[str, str] = {}
+        # Statements that it refuses to execute, by a part of their SQL, with their SQLSTATE.
+        self.refuses: dict[str, str] = {}
         self.terminated = False
         # An identity was refused: what came with it in one write ran without.
         self.refused_claim = False
@@ -192,6 +194,18 @@ class Backend:
         data, self._out = b"".join(self._out), []
         self.server.data_received(data)
         return True
+
+    def answer_in_single_bytes(self) -> None:
+        """Work through what came, and send the answers byte by byte."""
+        data, self._inbox = self._inbox, b""
+        at = 0
+        while at < len(data):
+            end = at + 1 + int.from_bytes(data[at + 1 : at + 5], "big")
+            self._message(data[at : at + 1], data[at + 5 : end])
+            at = end
+        answers, self._out = b"".join(self._out), []
+        for number in range(len(answers)):
+            self.server.data_received(answers[number : number + 1])
 
     def die(self, severity: str = "") -> None:
         """Lose the connection, with last words of `severity`."""
@@ -379,6 +393,9 @@ class Backend:
         self._check(sql)
         word = sql.split(" ")[0].upper()
         self.ran.append(Ran(self.owner, sql, self.status))
+        for part, sqlstate in self.refuses.items():
+            if part in sql:
+                raise Failed(sqlstate)
         if word == "BEGIN":
             self.status = "T"
             self._before = dict(self.settings)

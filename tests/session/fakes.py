@@ -111,6 +111,7 @@ class World:
             hosts.append(Host("two", "two", 5432, "replica"))
         for host in hosts:
             host.up = True
+            host.last_error = ""
             host.fresh_as_of = 1e9
             for name in ("primary", "readonly", "priority", "background", "admin"):
                 pool = Pool(name, host.name, limits(maximum, strict=strict), pool_part(name, host.name))

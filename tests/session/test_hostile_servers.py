@@ -175,8 +175,8 @@ def test_an_end_at_each_byte_of_an_answer(sent: bytes) -> None:
         start = max(each for each in starts if each <= at)
         came = client.take()
         if not came:
-            # Of less than a message nothing is forwarded, so the read is tried once more.
-            assert start == 0 and not client.closed()
+            # Before the first row nothing is forwarded, so the read is tried once more.
+            assert b"D" not in [each[:1] for each in split(whole[:start])] and not client.closed()
             world.settle()
             assert kinds(client.take()) == kinds(whole)
             continue

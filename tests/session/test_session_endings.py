@@ -379,7 +379,7 @@ def test_a_statement_that_is_not_answered_any_more_is_recorded_once(
     (backend,) = [each for each in world.backends if each.server is server]
     if READ.encode() in sent:
         # So it isn't tried once more.
-        backend.server.data_received(message(b"1") + message(b"2"))
+        backend.server.data_received(message(b"1") + message(b"2") + message(b"D", b"\0\0"))
     before = world.access.rows
     world.access.take()
     if how == "vanish":

@@ -78,7 +78,7 @@ def test_a_read_is_not_tried_a_third_time(world: World) -> None:
         query("SELECT unknown_function()"),
         query("BEGIN") + query("SELECT 1"),
         parse("", "SELECT 1") + bind() + execute() + FLUSH,
-        query("SELECT '" + "x" * 10_000 + "'"),
+        parse("", "SELECT $1") + bind(values=(b"x" * 70_000,)) + execute() + SYNC,
     ],
 )
 @pytest.mark.parametrize("words", ["", "FATAL"])
@@ -93,7 +93,8 @@ def test_a_server_that_dies_in_another_unit_ends_the_client(world: World, unit: 
     assert client.closed()
 
 
-def test_a_read_of_which_something_was_answered_is_not_tried_again(world: World) -> None:
+def test_a_read_of_which_something_was_forwarded_is_not_tried_again(world: World) -> None:
+    world.database.retries_refused_reads = False
     client = world.client()
     client.ask(query("SELECT 0"))
     client.send(run("SELECT 1"))
@@ -109,8 +110,30 @@ def test_a_read_whose_first_row_came_is_not_tried_again(world: World) -> None:
     client.send(query("SELECT 2"))
     (backend,) = world.backends
     backend.server.data_received(message(b"T", b"\0\0"))
+    backend.server.data_received(ROW)
     backend.die("FATAL")
-    assert kinds(client.take()) == "T FATAL:57P01"
+    assert kinds(client.take()) == "T D FATAL:57P01"
+
+
+def test_what_comes_before_the_first_row_is_kept_back_until_then(world: World) -> None:
+    client = world.client()
+    client.ask(query("SELECT 1"))
+    client.send(run("SELECT 2"))
+    (backend,) = world.backends
+    backend.server.data_received(message(b"1") + message(b"2"))
+    assert client.take() == b""
+    backend.server.data_received(message(b"N", b"SNOTICE\0C00000\0\0"))
+    assert kinds(client.take()) == "1 2 N"
+
+
+def test_a_read_before_whose_first_row_the_server_dies_is_tried_once_more(world: World) -> None:
+    client = world.client()
+    client.ask(query("SELECT 1"))
+    client.send(query("SELECT 2"))
+    world.backends[0].server.data_received(message(b"T", b"\0\0"))
+    world.backends[0].die()
+    world.settle()
+    assert kinds(client.take()) == "T D C ZI"
 
 
 def test_a_server_that_dies_while_nobody_uses_it_is_not_noticed(world: World) -> None:
@@ -295,6 +318,7 @@ def test_a_new_named_statement_is_prepared_again_with_its_read(world: World) -> 
 
 @pytest.mark.parametrize("how", PARTS)
 def test_a_read_is_not_tried_again_once_a_part_of_it_was_forwarded(world: World, how: str) -> None:
+    world.database.retries_refused_reads = False
     unit, began, _ = PARTS[how]
     client, backend = prepared(world, unit)
     backend.server.data_received(began)
@@ -310,6 +334,7 @@ def test_a_read_is_not_tried_again_once_a_part_of_it_was_forwarded(world: World,
 def test_a_read_is_not_tried_again_once_a_part_of_it_was_forwarded_and_the_line_is_cut(
     world: World, how: str
 ) -> None:
+    world.database.retries_refused_reads = False
     unit, began, _ = PARTS[how]
     client, backend = prepared(world, unit)
     backend.server.data_received(began)

@@ -149,6 +149,7 @@ def test_a_unit_that_no_server_takes_is_answered_with_the_reason(world: World) -
 
 def test_without_a_primary_a_write_is_refused_and_a_read_is_served() -> None:
     world = World(replica=True)
+    world.database.failover_wait = 0.0
     world.cluster.hosts[0].up = False
     world.cluster.roles_changed()
     client = world.client()

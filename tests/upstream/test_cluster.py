@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 
 from proxy.errors import ClientError, NoPrimary, UpstreamUnavailable
+from proxy.upstream.breaker import Breaker
 from proxy.upstream.cluster import LEAST_CONNECTIONS, RANDOM, ROUND_ROBIN, Cluster, Host
 from proxy.upstream.pool import Pool
 from proxy.upstream.server import Borrower
@@ -116,7 +117,7 @@ def test_a_pool_that_is_not_configured_is_an_error() -> None:
 
 def test_without_any_host_it_is_told_what_is_known_of_each() -> None:
     one = Host("one", "one", 5432, "auto")
-    one.failed("refused", 0.0, 3, 5.0)
+    one.failed("refused", 0.0)
     found = cluster(one, Host("two", "two", 5432, "auto"))
     with pytest.raises(UpstreamUnavailable) as read:
         found.pool_for("readonly", True, 0.0)
@@ -127,6 +128,7 @@ def test_without_any_host_it_is_told_what_is_known_of_each() -> None:
 
 def test_a_host_counts_as_down_after_some_failures_in_a_row(caplog: pytest.LogCaptureFixture) -> None:
     one = host("one")
+    one.breaker = Breaker(2, 5.0)
     told: list[ClientError] = []
 
     class Waiter(Borrower):
@@ -138,12 +140,12 @@ def test_a_host_counts_as_down_after_some_failures_in_a_row(caplog: pytest.LogCa
     one.pools["primary"].take(Waiter(), 0.0)
     up = []
     for at in (1.0, 2.0, 3.0):
-        one.failed("refused", at, 2, 5.0)
+        one.failed("refused", at)
         up.append(one.up)
         if at == 1.0:
             one.probed(False, 0.001)
     assert up == [True, True, False], "two in a row"
-    assert one.retry_at == 8.0
+    assert one.breaker.retry_at == 8.0
     assert [error.extra for error in told] == ["host=one: refused"]
     assert "host one is down" in caplog.text
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from proxy.errors import UpstreamUnavailable
+from proxy.upstream.breaker import Breaker
 from proxy.upstream.cluster import ROUND_ROBIN, Cluster, Host
 from proxy.upstream.control import Control
 from proxy.upstream.health import Health, Thresholds
@@ -40,6 +41,7 @@ class FakeHost:
             "position": self.position,
             "clock": time.time() + self.ahead,
             "timeline": self.timeline,
+            "system": 77,
         }
 
 
@@ -50,10 +52,10 @@ class Rig:
         self.now = 1000.0
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
         self.fakes = fakes
-        self.hosts = {name: Host(name, name, 5432, "auto") for name in fakes}
+        self.hosts = {name: Host(name, name, 5432, "auto", Breaker(2, 5.0)) for name in fakes}
         self.cluster = Cluster("app", list(self.hosts.values()), ROUND_ROBIN, 10.0)
         controls = {name: cast(Control, fake) for name, fake in fakes.items()}
-        self.health = Health(self.cluster, controls, Thresholds(1.0, 2, 5.0))
+        self.health = Health(self.cluster, controls, Thresholds(1.0, 5.0))
 
     async def probe(self, seconds: float = 1.0) -> None:
         self.now += seconds
@@ -159,7 +161,7 @@ async def test_a_host_is_vetted_each_time_before_it_counts_as_up(monkeypatch: py
         asked.append(host)
         return unfit
 
-    rig.health = Health(rig.cluster, {"one": cast(Control, rig.fakes["one"])}, Thresholds(1.0, 2, 5.0), vet)
+    rig.health = Health(rig.cluster, {"one": cast(Control, rig.fakes["one"])}, Thresholds(1.0, 5.0), vet)
     await rig.probe()
     assert (rig.hosts["one"].up, rig.hosts["one"].last_error, rig.cluster.primary) == (False, "not now", None)
     await rig.probe()  # it is left alone for a while
@@ -179,7 +181,7 @@ async def test_a_host_is_vetted_each_time_before_it_counts_as_up(monkeypatch: py
 
 async def test_an_interval_of_0_asks_nothing_of_hosts_that_are_up(rig: Rig) -> None:
     rig.health = Health(
-        rig.cluster, {name: cast(Control, fake) for name, fake in rig.fakes.items()}, Thresholds(0.0, 2, 5.0)
+        rig.cluster, {name: cast(Control, fake) for name, fake in rig.fakes.items()}, Thresholds(0.0, 5.0)
     )
     await rig.probe()
     watching = asyncio.create_task(rig.health.run())

@@ -218,7 +218,7 @@ def test_a_reset_that_takes_too_long_closes_the_connection() -> None:
     rig.pool.maintain(10.0 + RESET_TIMEOUT)
     assert server.state != CLOSED
     rig.pool.maintain(10.1 + RESET_TIMEOUT)
-    assert server.state == CLOSED and rig.wanted == 1 and not rig.pool.resetting
+    assert server.state == CLOSED and rig.wanted == 1 and not rig.pool.errands
 
 
 def test_with_strict_isolation_a_strangers_connection_is_closed() -> None:
@@ -406,7 +406,7 @@ def test_a_transaction_left_behind_is_rolled_back_then_reset() -> None:
     assert written(server) == query(b"ROLLBACK") and rig.pool.idle_count == 0
     server.data_received(message(b"C", b"ROLLBACK\0") + message(b"Z", b"I"))
     confirm(server)
-    assert rig.pool.idle_count == 1 and not rig.pool.resetting
+    assert rig.pool.idle_count == 1 and not rig.pool.errands
 
 
 def test_a_rollback_that_takes_too_long_closes_the_connection() -> None:
@@ -418,4 +418,4 @@ def test_a_rollback_that_takes_too_long_closes_the_connection() -> None:
     rig.pool.maintain(10.0 + RESET_TIMEOUT)
     assert server.state != CLOSED
     rig.pool.maintain(10.1 + RESET_TIMEOUT)
-    assert server.state == CLOSED and not rig.pool.resetting
+    assert server.state == CLOSED and not rig.pool.errands
