@@ -7,7 +7,18 @@ from typing import Final
 
 from proxy.preflight.facts import Facts
 from proxy.preflight.finding import ERROR, WARNING, Finding, Row, name
-from proxy.preflight.wanted import ADMIN, CONTROL, DEFINER, EVERYONE, GROUPS, OWNER, ROLES, TRUSTED, Logins
+from proxy.preflight.wanted import (
+    ADMIN,
+    CONTROL,
+    DEFINER,
+    EVERYONE,
+    GROUPS,
+    OWNER,
+    ROLES,
+    STATISTICS,
+    TRUSTED,
+    Logins,
+)
 
 TOPIC: Final = "roles"
 
@@ -95,6 +106,12 @@ def _groups(facts: Facts, roles: dict[str, Row], logins: Logins) -> Iterator[Fin
     for group in GROUPS:
         if group in roles and EVERYONE in roles:
             yield from _lacking(facts, edges, group, EVERYONE)
+    if logins.control in roles and not {(logins.control, STATISTICS), (CONTROL, STATISTICS)} & edges.keys():
+        what = (
+            f"{logins.control} is no member of {STATISTICS}: after a failover it can't see for a while that replicas"
+            " follow the new primary, which then serves all reads"
+        )
+        yield Finding(WARNING, TOPIC, what, f"GRANT {STATISTICS} TO {name(logins.control)};")
 
 
 def _lacking(facts: Facts, edges: dict[tuple[str, str], Row], member: str, group: str) -> Iterator[Finding]:
@@ -118,7 +135,7 @@ def _memberships(facts: Facts, roles: dict[str, Row], logins: Logins) -> Iterato
         members.setdefault(row["member"], []).append(row)
     told: set[tuple[str, str]] = set()
     for login in {logins.control: "", **logins.pools}:
-        allowed = pool_roles(logins, login) if login in logins.pools else {login, CONTROL}
+        allowed = pool_roles(logins, login) if login in logins.pools else {login, CONTROL, STATISTICS}
         for member in sorted(allowed & members.keys()):
             for edge in members[member]:
                 if edge["role"] in allowed or (member, edge["role"]) in told:

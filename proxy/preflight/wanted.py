@@ -20,6 +20,8 @@ GROUPS: Final = (READWRITE, READONLY, ADMIN)
 ROLES: Final = (OWNER, DEFINER, CONTROL, EVERYONE, *GROUPS)
 # Whoever is one of these, or may become one, decides what row-level security lets through.
 TRUSTED: Final = (OWNER, DEFINER, CONTROL)
+# The monitor's: whether a standby receives the primary's timeline is shown to nobody else.
+STATISTICS: Final = "pg_read_all_stats"
 CONTROL_PATH: Final = "pg_catalog, pg_temp"
 
 

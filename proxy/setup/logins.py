@@ -13,7 +13,7 @@ from psycopg import sql
 
 from proxy.errors import SluiceError
 from proxy.migrate import Say
-from proxy.preflight.wanted import ADMIN, CONTROL, READONLY, READWRITE, Logins
+from proxy.preflight.wanted import ADMIN, CONTROL, READONLY, READWRITE, STATISTICS, Logins
 
 # Each pool's login, with the group that gives it its rights.
 GROUPS: Final[Mapping[str, str]] = {"app_rw": READWRITE, "app_ro": READONLY, "app_admin": ADMIN}
@@ -49,6 +49,10 @@ def make_logins(
             connection.execute("GRANT app_admin TO CURRENT_USER")
         if login in GROUPS:
             _join(connection, GROUPS[login], login)
+    if superuser or _may_grant(connection, STATISTICS):
+        _join(connection, STATISTICS, CONTROL)
+    else:
+        warnings.append(f"only who has it with ADMIN OPTION can: GRANT {STATISTICS} TO {CONTROL}")
     _settings(connection, superuser, warnings)
 
 
@@ -109,6 +113,11 @@ def _join(connection: psycopg.Connection[Any], group: str, member: str) -> None:
     if connection.execute(query, (group, member)).fetchone() is None:
         names = map(sql.Identifier, (group, member))
         connection.execute(sql.SQL("GRANT {} TO {}").format(*names))
+
+
+def _may_grant(connection: psycopg.Connection[Any], role: str) -> bool:
+    row = connection.execute("SELECT pg_has_role(%s, 'MEMBER WITH ADMIN OPTION')", (role,)).fetchone()
+    return row is not None and bool(row[0])
 
 
 def _settings(connection: psycopg.Connection[Any], superuser: bool, warnings: list[str]) -> None:

@@ -163,6 +163,11 @@ CASES: dict[str, tuple[str, str, str]] = {
         "sluice_control is a member of pg_monitor",
         "REVOKE pg_monitor FROM sluice_control;",
     ),
+    "no sight of timelines": (
+        "REVOKE pg_read_all_stats FROM sluice_control",
+        "sluice_control is no member of pg_read_all_stats",
+        "GRANT pg_read_all_stats TO sluice_control;",
+    ),
     "owns a table": (
         "DROP TABLE IF EXISTS public.mine; CREATE TABLE public.mine (); ALTER TABLE public.mine OWNER TO app_rw;"
         " ALTER TABLE public.mine ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -15,6 +15,10 @@ from proxy.upstream.breaker import Breaker
 from proxy.upstream.cluster import ROUND_ROBIN, Cluster, Host
 from proxy.upstream.control import Control
 from proxy.upstream.health import Health, Thresholds
+from proxy.upstream.pool import Pool
+from proxy.upstream.server import CLOSED, Server
+from tests.session.backend import FakeTransport
+from tests.session.fakes import limits
 
 
 class FakeHost:
@@ -27,12 +31,17 @@ class FakeHost:
         self.ahead = 0.0
         self.down = False
         self.asked = 0
+        self.system = 77
+        # Called before each answer.
+        self.before: Callable[[], Awaitable[None]] | None = None
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[FakeHost]:
         self.asked += 1
         if self.down:
             raise UpstreamUnavailable(extra="refused")
+        if self.before is not None:
+            await self.before()
         yield self
 
     async def fetchrow(self, sql: str) -> dict[str, Any]:
@@ -41,7 +50,7 @@ class FakeHost:
             "position": self.position,
             "clock": time.time() + self.ahead,
             "timeline": self.timeline,
-            "system": 77,
+            "system": self.system,
         }
 
 
@@ -189,3 +198,149 @@ async def test_an_interval_of_0_asks_nothing_of_hosts_that_are_up(rig: Rig) -> N
         await asyncio.sleep(0)
     watching.cancel()
     assert [fake.asked for fake in rig.fakes.values()] == [1, 1]
+
+
+# -- silence
+
+
+class Silence:
+    """A host that doesn't answer: the clock goes on, the answer doesn't come until it is let through."""
+
+    def __init__(self, rig: Rig, name: str) -> None:
+        self.rig = rig
+        self.over = asyncio.Event()
+        rig.fakes[name].before = self
+
+    async def __call__(self) -> None:
+        # As long as the monitor waits for it, the real time of this test is none.
+        while not self.over.is_set():
+            self.rig.now += 0.05
+            await asyncio.sleep(0)
+
+
+async def test_a_silent_primary_does_not_keep_the_replicas_from_being_asked(rig: Rig) -> None:
+    await rig.probe()
+    silence = Silence(rig, "one")
+    asked = rig.fakes["two"].asked
+    before = rig.now
+    await rig.health.probe()
+    assert rig.fakes["two"].asked == asked + 1
+    assert rig.now - before < 2.0
+    silence.over.set()
+    await asyncio.sleep(0)
+
+
+async def test_silence_counts_as_a_failure_each_second_and_opens_the_breaker(rig: Rig) -> None:
+    await rig.probe()
+    Silence(rig, "one")
+    ups = []
+    for _ in range(6):
+        await rig.health.probe()
+        ups.append(rig.hosts["one"].up)
+        rig.now += 0.3
+    assert ups[0] and not ups[-1]
+    assert "no answer for" in rig.hosts["one"].last_error
+    assert rig.cluster.primary is None and rig.cluster.replicas == [rig.hosts["two"]]
+
+
+async def test_connections_to_a_host_that_fell_silent_are_given_up_and_others_are_not(rig: Rig) -> None:
+    await rig.probe()
+    for host in rig.hosts.values():
+        host.pools["primary"] = Pool("primary", host.name, limits(2), b"")
+    servers = {}
+    for name, host in rig.hosts.items():
+        pool = host.pools["primary"]
+        pool.opening = 1
+        servers[name] = Server(FakeTransport(), name, 1, b"", {}, "app", pool.closed, rig.now)
+        pool.opened(servers[name], rig.now)
+    Silence(rig, "one")
+    while rig.hosts["one"].up:
+        await rig.health.probe()
+    assert servers["one"].state == CLOSED and servers["two"].state != CLOSED
+
+
+async def test_a_host_that_refuses_keeps_its_connections(rig: Rig) -> None:
+    """The control login alone may be what it refuses."""
+    await rig.probe()
+    host = rig.hosts["one"]
+    pool = host.pools["primary"] = Pool("primary", "one", limits(2), b"")
+    pool.opening = 1
+    server = Server(FakeTransport(), "one", 1, b"", {}, "app", pool.closed, rig.now)
+    pool.opened(server, rig.now)
+    rig.fakes["one"].down = True
+    while host.up:
+        await rig.probe()
+    assert server.state != CLOSED
+
+
+# -- pace
+
+
+async def test_without_a_primary_a_host_that_is_down_is_asked_each_time(rig: Rig) -> None:
+    await rig.probe()
+    rig.fakes["one"].down = True
+    while rig.hosts["one"].up:
+        await rig.probe(0.2)
+    asked = rig.fakes["one"].asked
+    await rig.probe(0.2)
+    await rig.probe(0.2)
+    assert rig.fakes["one"].asked == asked + 2
+    rig.fakes["one"].down = False
+    await rig.probe(0.2)
+    assert rig.cluster.primary is rig.hosts["one"]
+
+
+async def test_an_unfit_host_is_left_alone_also_without_a_primary(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch, one=FakeHost())
+
+    async def vet(host: str, _: object) -> str:
+        return "a pool's login may bypass row-level security"
+
+    rig.health = Health(rig.cluster, {"one": cast(Control, rig.fakes["one"])}, Thresholds(1.0, 5.0), vet)
+    await rig.probe()
+    asked = rig.fakes["one"].asked
+    await rig.probe(0.2)
+    assert rig.fakes["one"].asked == asked
+
+
+async def test_an_alarm_has_the_hosts_asked_at_once() -> None:
+    fake = FakeHost()
+    cluster = Cluster("app", [Host("one", "one", 5432, "auto")], ROUND_ROBIN, 10.0)
+    health = Health(cluster, {"one": cast(Control, fake)}, Thresholds(3600.0, 5.0))
+    watching = asyncio.create_task(health.run())
+    await asyncio.sleep(0.01)
+    asked = fake.asked
+    health.alarm()
+    async with asyncio.timeout(2.0):
+        while fake.asked == asked:
+            await asyncio.sleep(0.01)
+    watching.cancel()
+
+
+# -- whose history it is
+
+
+async def test_a_replica_of_another_cluster_is_not_fresh(rig: Rig) -> None:
+    rig.fakes["two"].system = 78
+    await rig.probe()
+    await rig.probe()
+    assert rig.hosts["two"].fresh_as_of == 0.0
+
+
+async def test_a_replica_is_fresh_after_the_first_round(rig: Rig) -> None:
+    await rig.probe()
+    assert rig.hosts["two"].fresh_as_of == rig.now
+
+
+async def test_a_primary_of_an_older_timeline_than_was_seen_is_none(rig: Rig) -> None:
+    await rig.probe()
+    rig.fakes["one"].down = True
+    rig.fakes["two"].in_recovery, rig.fakes["two"].timeline = False, 2
+    await rig.probe()
+    rig.fakes["one"].down, rig.fakes["two"].down = False, True
+    for _ in range(4):
+        await rig.probe(6.0)
+    assert rig.hosts["one"].up and rig.cluster.primary is None
+    rig.fakes["two"].down = False
+    await rig.probe(6.0)
+    assert rig.cluster.primary is rig.hosts["two"]

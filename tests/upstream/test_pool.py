@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.errors import ClientError, UpstreamUnavailable
-from proxy.upstream.pool import RESET_TIMEOUT, Pool, PoolLimits
+from proxy.errors import ClientError, HostUnavailable, UpstreamUnavailable
+from proxy.upstream.pool import RESET_TIMEOUT, TEST_AFTER, TEST_TIMEOUT, Pool, PoolLimits
 from proxy.upstream.server import CLOSED, Borrower, Server
 from proxy.wire.messages import query
 from proxy.wire.replies import Reply
@@ -419,3 +419,117 @@ def test_a_rollback_that_takes_too_long_closes_the_connection() -> None:
     assert server.state != CLOSED
     rig.pool.maintain(10.1 + RESET_TIMEOUT)
     assert server.state == CLOSED and not rig.pool.errands
+
+
+# -- hosts that fail
+
+
+REFUSED = HostUnavailable(extra="Connection refused")
+
+
+def test_a_pool_without_connections_that_gets_none_is_failing_until_there_is_hope() -> None:
+    rig = Rig(limits(2))
+    rig.take("alice")
+    rig.pool.open_failed(REFUSED)
+    failing = [rig.pool.failing]
+    rig.pool.hope()
+    failing.append(rig.pool.failing)
+    rig.take("alice")
+    rig.pool.open_failed(REFUSED)
+    failing.append(rig.pool.failing)
+    rig.wanted = 1
+    rig.pool.opening += 1
+    rig.open()
+    assert [*failing, rig.pool.failing] == [True, False, True, False]
+
+
+def test_a_pool_that_has_a_connection_is_not_failing() -> None:
+    rig = Rig(limits(2))
+    rig.take("alice")
+    rig.open()
+    waiter = rig.take("bob")
+    rig.pool.open_failed(REFUSED)
+    assert not rig.pool.failing and waiter.error is None
+
+
+def test_a_login_that_is_refused_for_good_is_no_failing_host() -> None:
+    rig = Rig(limits(2))
+    user = rig.take("alice")
+    rig.pool.open_failed(UpstreamUnavailable(extra="password authentication failed"))
+    assert not rig.pool.failing and user.error is not None
+
+
+def test_connections_on_which_nothing_came_are_given_up() -> None:
+    rig = Rig(limits(3))
+    silent, heard = rig.idle("alice", 0.0), rig.idle("alice", 0.0)
+    silent.last_byte_at, heard.last_byte_at = 9.0, 11.0
+    holder = rig.take("alice")
+    assert holder.server is heard
+    rig.pool.give_up_silent(10.0, REFUSED)
+    assert (silent.state == CLOSED, heard.state == CLOSED, holder.error) == (True, False, None)
+    rig.pool.give_up_silent(12.0, REFUSED)
+    assert heard.state == CLOSED and holder.error is REFUSED
+
+
+def test_closing_all_tells_whoever_holds_a_connection() -> None:
+    rig = Rig(limits(3))
+    rig.idle("bob", 0.0)
+    rig.idle("alice", 0.0)
+    holder = rig.take("alice")
+    rig.pool.close_all(REFUSED)
+    assert holder.error is REFUSED and rig.pool.servers == [] and rig.pool.idle_count == 0
+
+
+# -- the test of idle connections
+
+
+ANSWERED = message(b"I") + message(b"Z", b"I")
+
+
+def test_a_connection_that_stood_idle_for_long_is_tested_before_it_is_lent() -> None:
+    rig = Rig(limits(2))
+    server = rig.idle("alice", 0.0)
+    uses = server.uses
+    user = rig.take("alice", TEST_AFTER + 0.1)
+    assert user.server is None and written(server) == query(b"")
+    assert rig.wanted == 0, "no other is opened meanwhile"
+    server.data_received(ANSWERED)
+    assert user.server is server and server.label == "alice"
+    assert server.uses == uses + 1, "the test is nobody's use of it"
+    assert not rig.pool.errands
+
+
+def test_a_connection_that_was_used_lately_is_lent_as_it_is() -> None:
+    rig = Rig(limits(2))
+    server = rig.idle("alice", 0.0)
+    assert rig.take("alice", TEST_AFTER).server is server and written(server) == b""
+
+
+def test_a_connection_that_fails_its_test_is_replaced() -> None:
+    rig = Rig(limits(2))
+    server = rig.idle("alice", 0.0)
+    user = rig.take("alice", 100.0)
+    server.connection_lost(None)
+    assert rig.wanted == 1 and user.errors == []
+    assert user.server is None
+    new = rig.open()
+    assert user.server is new
+
+
+def test_a_connection_that_does_not_answer_its_test_is_given_up() -> None:
+    rig = Rig(limits(2))
+    server = rig.idle("alice", 0.0)
+    user = rig.take("alice", 100.0)
+    rig.pool.maintain(100.0 + TEST_TIMEOUT)
+    assert rig.wanted == 0
+    rig.pool.maintain(100.1 + TEST_TIMEOUT)
+    assert server.state == CLOSED and rig.wanted == 1
+    assert rig.open() is user.server
+
+
+def test_who_left_while_a_connection_was_tested_leaves_it_idle() -> None:
+    rig = Rig(limits(2))
+    server = rig.idle("alice", 0.0)
+    rig.pool.leave(rig.take("alice", 100.0))
+    server.data_received(ANSWERED)
+    assert rig.pool.idle == {"alice": [server]} and rig.pool.idle_count == 1
