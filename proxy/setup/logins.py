@@ -52,7 +52,7 @@ def make_logins(
     if superuser or _may_grant(connection, STATISTICS):
         _join(connection, STATISTICS, CONTROL)
     else:
-        warnings.append(f"only who has it with ADMIN OPTION can: GRANT {STATISTICS} TO {CONTROL}")
+        warnings.append(f"only a superuser can: GRANT {STATISTICS} TO {CONTROL}")
     _settings(connection, superuser, warnings)
 
 

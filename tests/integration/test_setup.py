@@ -273,5 +273,5 @@ def test_setup_without_a_superuser_says_what_it_could_not(empty_cluster: Cluster
     execute(server.dsn(), "CREATE ROLE boss LOGIN CREATEDB CREATEROLE PASSWORD 'boss'")
     result = setup.setup(server.dsn("postgres", "boss", "boss"), "app")
     assert result.migrations == ALL and result.admin_key is not None
-    assert len(result.warnings) == 4 and all("only a superuser can" in each for each in result.warnings)
+    assert len(result.warnings) == 5 and all("only a superuser can" in each for each in result.warnings)
     assert setup.setup(server.dsn("postgres", "boss", "boss"), "app").migrations == []
