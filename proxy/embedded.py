@@ -307,6 +307,9 @@ class Cluster:
         """Make a stopped server a new copy of the primary, without a replication slot, and start it."""
         shutil.rmtree(server.directory)
         self._copy_primary(server)
+        with (server.directory / "postgresql.auto.conf").open("a") as configuration:
+            # What was copied may name the slot that the primary had when it was a replica.
+            configuration.write("primary_slot_name = ''\n")
         server.start()
 
     def __enter__(self) -> Cluster:

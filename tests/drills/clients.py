@@ -119,6 +119,10 @@ class _Asyncpg:
             raise Failed(SILENT, f"no answer to {statement}", True) from None
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             raise _failure(error, connection.is_closed()) from error
+        except asyncpg.InternalClientError as error:
+            # A FATAL error came between the answers to Parse and Bind, where asyncpg doesn't expect any.
+            connection.terminate()
+            raise Failed(CUT, str(error), True) from error
         return tuple(row) if row is not None else ()
 
     async def close(self) -> None:

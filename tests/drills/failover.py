@@ -142,7 +142,7 @@ def judge(story: Story) -> list[Verdict]:
         Verdict("  what they were", told(failures(after))),
         Verdict("statements and transactions begun since the kill", f"{len(since):,}"),
         Verdict("under way at the kill; failed of them", f"{len(held)}; {told(failures(held))}"),
-        count("reads that failed", sum(failures(reads).values())),
+        Verdict("reads that failed", told(failures(reads))),
         Verdict(
             "longest wait of a read of a session's own writes",
             span(longest_wait(act for act in journal.of(OWN_READ) if not act.failed)),
@@ -177,6 +177,7 @@ def judge(story: Story) -> list[Verdict]:
 def as_data(story: Story) -> dict[str, Any]:
     """Return times since the beginning, and what was done in each 100 ms, for JSON."""
     promotion = story.promoted
+    reads = story.journal.of(READ)
     moments = {
         "killed": story.killed,
         "gone": story.gone,
@@ -189,7 +190,11 @@ def as_data(story: Story) -> dict[str, Any]:
     return {
         "promoted": promotion.server.name,
         "moments": {name: round(moment - story.began, 3) for name, moment in moments.items()},
-        "reads_per_second": rates(story.journal.of(READ), story.began, story.ended),
+        "reads_per_second": rates(reads, story.began, story.ended),
+        "reads_per_second_by_server": {
+            name: rates([act for act in reads if act.port == port], story.began, story.ended)
+            for port, name in story.names.items()
+        },
         "writes_per_second": rates(story.journal.of(WRITE), story.began, story.ended),
         "failures": [
             {
@@ -222,7 +227,8 @@ def main() -> int:
     with staged(options.replicas, TABLES, SETTINGS) as stage:
         story = asyncio.run(play(stage, script, Mix(), options.seed))
         said = stage.proxy.errors.read_text()
-    verdicts = judge(story)
+        tracebacks = stage.tracebacks()
+    verdicts = [*judge(story), count("tracebacks in the proxy's log", len(tracebacks))]
     title = "the primary dies" + (", and comes back as if nothing had been" if options.split_brain else "")
     print_verdicts(title, verdicts, console)
     if options.json:

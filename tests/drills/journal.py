@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -110,9 +111,9 @@ def first(acts: Iterable[Act], after: float, fits: Callable[[Act], bool] = lambd
 
 def rates(acts: Iterable[Act], begin: float, end: float, step: float = 0.1) -> Sequence[float]:
     """Return how many acts ended well in each `step` seconds, as a number for each second."""
-    counts = [0] * max(int((end - begin) / step), 1)
+    counts = [0] * max(round((end - begin) / step), 1)
     for act in acts:
-        place = int((act.ended - begin) / step)
+        place = math.floor((act.ended - begin) / step)
         if not act.failed and 0 <= place < len(counts):
             counts[place] += 1
     return [count / step for count in counts]

@@ -51,6 +51,10 @@ class Stage:
         with self.installation.superuser(server).connect() as connection:
             return connection.execute("SELECT session, number FROM public.drill_writes").fetchall()
 
+    def tracebacks(self) -> list[str]:
+        """Return the tracebacks in the proxy's log up to now, each with the line before it."""
+        return _tracebacks(self.proxy)
+
     def name(self, port: int) -> str:
         """Return the name of the server with this port."""
         return next((server.name for server in self.cluster.servers if server.port == port), "")
@@ -77,7 +81,7 @@ def staged(
     """Start everything, and stop it in the end; `settings` are PostgreSQL's, `changes` the proxy's configuration.
 
     With `relayed` the proxy reaches each server through a Relay of the server's name. Raises AssertionError if the
-    proxy doesn't end well.
+    proxy doesn't end well; tracebacks that were in its log before are left to who asked for them.
     """
     directory = scratch_directory("pgsluice-drill-")
     with ExitStack() as stack:
@@ -93,8 +97,12 @@ def staged(
                 stack.callback(relays[server.name].close)
         proxy = Proxy(installation, directory, merged(_configuration(cluster, relays), changes or {}))
         proxy.start()
-        stack.callback(proxy.stop)
-        yield Stage(installation, proxy, relays)
+        known: list[str] = []
+        stack.callback(_stop, proxy, known)
+        try:
+            yield Stage(installation, proxy, relays)
+        finally:
+            known += _tracebacks(proxy)
 
 
 def kill(server: Server) -> tuple[float, float]:
@@ -166,6 +174,30 @@ def configure(installation: Installation, server: Server, **settings: str) -> No
                 sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(name), sql.Literal(value))
             )
         connection.execute("SELECT pg_reload_conf()")
+
+
+def _stop(proxy: Proxy, known: Sequence[str]) -> None:
+    try:
+        proxy.stop()
+    except AssertionError:
+        if proxy.process.returncode or _tracebacks(proxy) != known:
+            raise
+
+
+def _tracebacks(proxy: Proxy) -> list[str]:
+    found: list[str] = []
+    before = ""
+    inside = False
+    for line in proxy.errors.read_text(errors="replace").splitlines():
+        if line.startswith("Traceback "):
+            found.append(before)
+            inside = True
+        # The last line is the error's own, and doesn't begin with a date as a log's does.
+        inside = inside and not line[:4].isdigit()
+        if inside:
+            found[-1] += f"\n{line}"
+        before = line
+    return found
 
 
 def _configuration(cluster: Cluster, relays: Mapping[str, Relay]) -> dict[str, Any]:
