@@ -43,7 +43,7 @@ bench: build .venv/developing
 
 # One that misses what it is held to doesn't keep the others from running.
 drill: build .venv/developing
-	@missed=0; for drill in failover "failover --split-brain" faults read_your_writes; do \
+	@missed=0; for drill in failover "failover --split-brain" "failover --lagging-replica" faults read_your_writes; do \
 		echo "python -m tests.drills.$$drill"; $(bin)/python -m tests.drills.$$drill || missed=1; done; exit $$missed
 
 thousand: build .venv/developing

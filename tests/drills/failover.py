@@ -30,10 +30,25 @@ from tests.drills.journal import (
     reckon,
 )
 from tests.drills.load import LOGIN, LOOK, OWN_READ, READ, TABLES, TRANSACTION, WRITE, Load, Mix
-from tests.drills.stage import ANY_STANDBY, Promotion, Stage, configure, kill, most_advanced, promote, staged
+from tests.drills.stage import (
+    ANY_STANDBY,
+    Promotion,
+    Stage,
+    configure,
+    kill,
+    most_advanced,
+    pause_replay,
+    promote,
+    resume_replay,
+    staged,
+)
 from tests.drills.verdicts import Verdict, below, count, print_verdicts, span, told, write_json
+from tests.integration.support import DATABASE
 
 SETTINGS: Final = {"synchronous_standby_names": ANY_STANDBY}
+# The first replica may lag: what is acknowledged is on another.
+LAST_REPLICA_FIRST: Final = 'FIRST 1 (replica3, replica2, "primary", replica1)'
+MAX_LAG: Final = 2.0
 WRITES_RESUME: Final = 2.0
 LONGEST_READ_GAP: Final = 1.0
 
@@ -47,6 +62,8 @@ class Script:
     promoted: float = 4.0
     together: float = 7.0
     split_brain: bool = False
+    # A replica stops replaying, for longer than max_lag, before clients' keys are made and the primary dies.
+    lagging: bool = False
 
 
 @dataclass
@@ -60,11 +77,14 @@ class Story:
     killed: float = 0.0
     gone: float = 0.0
     promotion: Promotion | None = None
+    resumed: float = 0.0  # when the replica that stood still was told to go on
     back: float = 0.0
     ended: float = 0.0
     rows: list[tuple[int, int]] = field(default_factory=list)
     # Rows that came to the old primary after it was killed; only where it was started again as it was.
     strayed: int | None = None
+    # The replica that stood still from before the primary's death until another was promoted.
+    lagging: Server | None = None
 
     @property
     def promoted(self) -> Promotion:
@@ -87,15 +107,25 @@ async def play(stage: Stage, script: Script, mix: Mix, seed: int = 1) -> Story:
     installation, cluster = stage.installation, stage.cluster
     old = cluster.primary
     names = {server.port: server.name for server in cluster.servers}
+    lagging = cluster.replicas[0] if script.lagging else None
+    if lagging is not None:
+        await asyncio.to_thread(pause_replay, installation, lagging)
     logins, unused = stage.logins(3), stage.logins(60, "visitor")
+    if lagging is not None:
+        await asyncio.sleep(MAX_LAG + 1.0)
     async with Load(logins, mix, unused, seed) as load:
-        story = Story(load.journal, old, names, began=time.monotonic())
+        story = Story(load.journal, old, names, began=time.monotonic(), lagging=lagging)
         await asyncio.sleep(script.steady)
         story.killed, story.gone = await asyncio.to_thread(kill, old)
         await asyncio.sleep(script.without_primary)
         replicas = cluster.replicas
-        chosen = await asyncio.to_thread(most_advanced, installation, replicas)
+        candidates = [server for server in replicas if server is not lagging]
+        chosen = await asyncio.to_thread(most_advanced, installation, candidates)
         others = [server for server in replicas if server is not chosen]
+        if lagging is not None:
+            # One that stands still can't follow another primary.
+            story.resumed = time.monotonic()
+            await asyncio.to_thread(resume_replay, installation, lagging)
         story.promotion = await asyncio.to_thread(promote, installation, chosen, others)
         await asyncio.sleep(script.promoted)
         load.woken.set()
@@ -157,6 +187,13 @@ def judge(story: Story) -> list[Verdict]:
         count("rows that nobody wrote", reckoning.unknown),
         Verdict("writes in doubt; executed of them", f"{reckoning.in_doubt}; {reckoning.in_doubt_there}"),
     ]
+    if story.lagging is not None:
+        late_reads = [
+            act
+            for act in journal.of(READ, OWN_READ, LOOK)
+            if act.port == story.lagging.port and act.ended < story.resumed
+        ]
+        verdicts.append(count("reads that the replica served which stands still", len(late_reads)))
     on_old = [act for act in journal.of(READ, LOOK) if act.port == story.old.port and act.ended >= story.back]
     if story.strayed is not None:
         since_gone = [act for act in journal.acts if act.port == story.old.port and act.began > story.gone]
@@ -216,6 +253,9 @@ def main() -> int:
     """Run the drill; returns 1 where a verdict is missed."""
     parser = argparse.ArgumentParser(prog="python -m tests.drills.failover", description=__doc__)
     parser.add_argument("--split-brain", action="store_true", help="start the old primary again as it was")
+    parser.add_argument(
+        "--lagging-replica", action="store_true", help="one replica stands still when it happens"
+    )
     parser.add_argument("--replicas", type=int, default=2, choices=(2, 3))
     parser.add_argument("--without-primary", type=float, default=2.0, help="seconds before the promotion (2)")
     parser.add_argument("--seed", type=int, default=1)
@@ -223,13 +263,21 @@ def main() -> int:
     parser.add_argument("--png", type=Path, metavar="FILE", help="a chart of what was done in each 100 ms")
     options = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 120)
-    script = Script(without_primary=options.without_primary, split_brain=options.split_brain)
-    with staged(options.replicas, TABLES, SETTINGS) as stage:
+    script = Script(
+        without_primary=options.without_primary,
+        split_brain=options.split_brain,
+        lagging=options.lagging_replica,
+    )
+    # With the default of 10 s it takes longer until a replica lags too much.
+    changes = {"databases": {DATABASE: {"health": {"max_lag": f"{MAX_LAG:g}s"}}}} if script.lagging else {}
+    settings = {"synchronous_standby_names": LAST_REPLICA_FIRST} if script.lagging else SETTINGS
+    with staged(options.replicas, TABLES, settings, changes) as stage:
         story = asyncio.run(play(stage, script, Mix(), options.seed))
         said = stage.proxy.errors.read_text()
         tracebacks = stage.tracebacks()
     verdicts = [*judge(story), count("tracebacks in the proxy's log", len(tracebacks))]
-    title = "the primary dies" + (", and comes back as if nothing had been" if options.split_brain else "")
+    title = "the primary dies" + (" while a replica stands still" if options.lagging_replica else "")
+    title += ", and comes back as if nothing had been" if options.split_brain else ""
     print_verdicts(title, verdicts, console)
     if options.json:
         write_json(options.json, "failover", verdicts, **as_data(story))

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from tests.drills.journal import Act, Journal, failures, longest_wait, reckon
 from tests.drills.load import LOGIN, OWN_READ, READ, TABLES, WRITE, Load, Mix
-from tests.drills.stage import Promotion, Stage, kill, promote, staged
+from tests.drills.stage import Promotion, Stage, kill, pause_replay, promote, resume_replay, staged
 from tests.drills.verdicts import Verdict, below, count, span, told, write_json
 
 MAX_LAG: Final = 2.0
@@ -112,16 +112,6 @@ def _heal(name: str) -> Callable[[Stage], None]:
     return lambda stage: stage.relays[name].heal()
 
 
-def _pause(stage: Stage) -> None:
-    with stage.installation.superuser(stage.cluster.replicas[0]).connect() as replica:
-        replica.execute("SELECT pg_wal_replay_pause()")
-
-
-def _resume(stage: Stage) -> None:
-    with stage.installation.superuser(stage.cluster.replicas[0]).connect() as replica:
-        replica.execute("SELECT pg_wal_replay_resume()")
-
-
 def _kill_all(stage: Stage) -> None:
     for server in stage.cluster.servers:
         kill(server)
@@ -153,8 +143,8 @@ FAULTS: Final = (
     Fault(
         "replica-lags",
         f"a replica stops replaying, max_lag is {MAX_LAG:g} s",
-        _pause,
-        _resume,
+        lambda stage: pause_replay(stage.installation, stage.cluster.replicas[0]),
+        lambda stage: resume_replay(stage.installation, stage.cluster.replicas[0]),
         MAX_LAG + 4.0,
     ),
     Fault(

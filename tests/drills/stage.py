@@ -159,6 +159,18 @@ def promote(installation: Installation, replica: Server, followers: Sequence[Ser
         return Promotion(replica, asked, done, time.monotonic())
 
 
+def pause_replay(installation: Installation, replica: Server) -> None:
+    """Let a replica receive and not replay, so that it falls behind."""
+    with installation.superuser(replica, "postgres").connect() as connection:
+        connection.execute("SELECT pg_wal_replay_pause()")
+
+
+def resume_replay(installation: Installation, replica: Server) -> None:
+    """Let a replica go on replaying."""
+    with installation.superuser(replica, "postgres").connect() as connection:
+        connection.execute("SELECT pg_wal_replay_resume()")
+
+
 def follow(installation: Installation, replica: Server, primary: Server) -> None:
     """Point a replica that runs at another primary."""
     password = installation.cluster.password
