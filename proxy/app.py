@@ -42,7 +42,7 @@ from proxy.errors import (
 )
 from proxy.http import server as http_server
 from proxy.logs import configure
-from proxy.observe.access_log import AccessLog
+from proxy.observe.destinations import open_access_log
 from proxy.observe.metrics import Metrics
 from proxy.observe.snapshot import HostSnapshot, ParseCacheSnapshot, PoolSnapshot, Snapshot
 from proxy.observe.stats import ProxyStats
@@ -110,13 +110,7 @@ class Proxy:
     def __init__(self, config: Config) -> None:
         self._config = config
         self.draining = False
-        log_config = config.access_log
-        self.access_log = AccessLog(
-            self._copy_access_log if "table" in log_config.sinks else None,
-            sys.stdout.fileno() if "stdout" in log_config.sinks else None,
-            log_config.statements,
-            log_config.flush_interval,
-        )
+        self.access_log = open_access_log(config.access_log, self._copy_access_log)
         buffer = self.access_log.buffer
         self.stats = ProxyStats()
         self.served = {
@@ -195,6 +189,7 @@ class Proxy:
         Hosts, logins and ports need a restart; where they differ, the log says so.
         """
         configure(config.logging)
+        self.access_log.reopen()
         self._reload_tls(config.listen.tls)
         changed = ["listen"] if _without_tls(config.listen) != _without_tls(self._config.listen) else []
         changed += [
@@ -384,8 +379,8 @@ class Proxy:
                         # The server heeds no cancel: a function may catch it, a COPY waits for its client.
                         session.fatal(QueryTimeout(extra=f"query_timeout={served.query_timeout:g}s"))
 
-    async def _copy_access_log(self, payload: Iterable[memoryview]) -> None:
-        await next(iter(self.served.values())).copy_access_log(payload)
+    async def _copy_access_log(self, payload: Iterable[memoryview], again: bool) -> None:
+        await next(iter(self.served.values())).access_table.write(payload, again)
 
 
 def _cancel_abandoned(server: Server) -> None:

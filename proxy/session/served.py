@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import asyncpg
@@ -31,6 +31,7 @@ from proxy.session.signing import Signing
 from proxy.session.usage import write_usage
 from proxy.tasks import spawn, stop
 from proxy.transport.tls import ServerTls, TlsError
+from proxy.upstream.access_table import AccessTable
 from proxy.upstream.breaker import Breaker
 from proxy.upstream.cluster import LEAST_CONNECTIONS, RANDOM, ROUND_ROBIN, Cluster, Host
 from proxy.upstream.control import Control
@@ -128,6 +129,7 @@ class Served:
             self.keys = FileKeyStore(config.auth.keys_file)
         else:
             self.keys = KeyStore(self._fetch_key, config.auth.cache_ttl, time.monotonic)
+        self.access_table = AccessTable(self._primary_control)
         self._logs_to_table = config.access_log.sinks.count("table") > 0
         self._functions: frozenset[tuple[str, str, str]] = frozenset()
         self._listens = config.auth.keys == "database"
@@ -228,10 +230,6 @@ class Served:
         """Tell whether the database can be served."""
         serves = self.cluster.primary is not None or bool(self.cluster.replicas)
         return serves and (not self._signed or self.database.signer is not None)
-
-    async def copy_access_log(self, payload: Iterable[memoryview]) -> None:
-        """Write records to sluice.api_access_logs on the primary."""
-        await self._primary_control().copy_rows("api_access_logs", payload)
 
     # -- what is kept current
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import asyncpg
 
@@ -87,20 +87,6 @@ class Control:
         finally:
             connection.terminate()
 
-    async def copy_rows(self, table: str, payload: Iterable[memoryview]) -> None:
-        """Append the rows of `payload`, a whole binary COPY stream in pieces, to sluice.`table`.
-
-        Raises what asyncpg raises, for its SQLSTATE tells whether trying again makes sense.
-        """
-        try:
-            async with self.connection() as connection:
-                # asyncpg would read a file object in a thread; a generator costs half of that. Its messages
-                # take any buffer, although it asks for bytes.
-                source = cast("AsyncIterator[bytes]", _each(payload))
-                await connection.copy_to_table(table, schema_name="sluice", source=source, format="binary")
-        except UpstreamUnavailable as error:
-            raise (error.__cause__ or error) from None
-
     def forget(self) -> None:
         """Close every idle connection: the host's name means another address now."""
         while self._idle:
@@ -132,11 +118,6 @@ def for_asyncpg(tls: ServerTls) -> ssl.SSLContext | Literal[False, "prefer"]:
     if tls.context is None:
         return False
     return "prefer" if tls.mode == "prefer" else tls.context
-
-
-async def _each(pieces: Iterable[memoryview]) -> AsyncIterator[memoryview]:
-    for piece in pieces:
-        yield piece
 
 
 def describe(error: BaseException) -> str:
