@@ -152,8 +152,8 @@ def _strayed(stage: Stage, story: Story) -> int:
     return sum(each not in acts or acts[each].began > story.gone for each in stage.rows(story.old))
 
 
-def judge(story: Story) -> list[Verdict]:
-    """Return what the drill is held to, and what is only told."""
+def judge(story: Story, slack: float = 1.0) -> list[Verdict]:
+    """Return what the drill is held to, and what is only told; `slack` stretches the times that are allowed."""
     journal, promotion, reckoning = story.journal, story.promoted, story.reckoning
     reads, writes = journal.of(READ), journal.of(WRITE)
     whole = journal.of(TRANSACTION, LOOK)
@@ -162,11 +162,15 @@ def judge(story: Story) -> list[Verdict]:
     held = [act for act in journal.acts if story.held(act)]
     since = [act for act in after if act.began >= story.killed]
     verdicts = [
-        below("first write after the promotion", resumed and resumed - promotion.done, WRITES_RESUME),
+        below("first write after the promotion", resumed and resumed - promotion.done, WRITES_RESUME * slack),
         Verdict("  of which until a standby followed", span(promotion.followed - promotion.done)),
         Verdict("longest gap between writes", span(longest_gap(writes, story.began, story.ended))),
         Verdict("longest wait of a write", span(longest_wait(writes))),
-        below("longest gap between reads", longest_gap(reads, story.killed, story.ended), LONGEST_READ_GAP),
+        below(
+            "longest gap between reads",
+            longest_gap(reads, story.killed, story.ended),
+            LONGEST_READ_GAP * slack,
+        ),
         Verdict("longest wait of a read", span(longest_wait(act for act in reads if not act.failed))),
         count("errors of who held nothing at the kill", sum(failures(after).values())),
         Verdict("  what they were", told(failures(after))),
