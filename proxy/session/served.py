@@ -329,7 +329,7 @@ class Served:
             # Whoever has waited long enough is told so, the others wait on.
             self.cluster.resume(now)
         for host in self.cluster.hosts:
-            if host.up:
+            if host.up and not host.is_outdated:
                 for pool in host.pools.values():
                     pool.maintain(now)
             else:
