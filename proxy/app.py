@@ -193,9 +193,11 @@ class Proxy:
         self._reload_tls(config.listen.tls)
         changed = ["listen"] if _without_tls(config.listen) != _without_tls(self._config.listen) else []
         changed += [
-            section for section in _RESTART if getattr(config, section) != getattr(self._config, section)
+            section for section in _RESTART if _fixed(config, section) != _fixed(self._config, section)
         ]
         changed += sorted(config.databases.keys() ^ self.served.keys())
+        for served in self.served.values():
+            served.watch_slow(config.access_log.slow_query)
         for name, settings in config.databases.items():
             if name in self.served and not self.served[name].reload(settings):
                 changed.append(name)
@@ -395,6 +397,12 @@ def _address(session: Session) -> str:
 
 def _listener_tls(settings: ListenTls) -> ListenerTls | None:
     return ListenerTls(settings) if settings.mode != "off" else None
+
+
+def _fixed(config: Config, section: str) -> object:
+    """Return what a reload can't take over of a section."""
+    value = getattr(config, section)
+    return value.model_dump(exclude={"slow_query"}) if section == "access_log" else value
 
 
 def _without_tls(listen: Listen) -> dict[str, object]:

@@ -20,6 +20,7 @@ from proxy.auth.key import Key
 from proxy.auth.keystore import FileKeyStore, KeyStore
 from proxy.errors import ClientError, NoPrimary, UpstreamUnavailable
 from proxy.observe.record import AccessBuffer, pool_part
+from proxy.observe.slow import NEVER
 from proxy.observe.stats import ProxyStats
 from proxy.preflight.finding import Finding
 from proxy.preflight.gate import BYPASSED, BypassError, alarms, bypasses, remedy
@@ -129,6 +130,7 @@ class Served:
             self.keys = FileKeyStore(config.auth.keys_file)
         else:
             self.keys = KeyStore(self._fetch_key, config.auth.cache_ttl, time.monotonic)
+        self.watch_slow(config.access_log.slow_query)
         self.access_table = AccessTable(self._primary_control)
         self._logs_to_table = config.access_log.sinks.count("table") > 0
         self._functions: frozenset[tuple[str, str, str]] = frozenset()
@@ -205,6 +207,10 @@ class Served:
         self.client_idle = settings.timeouts.client_idle
         self.database.failover_wait = settings.health.failover_wait
         self.database.failover_attempts = settings.health.failover_attempts
+
+    def watch_slow(self, seconds: float) -> None:
+        """Tell the log of statements that take so long; 0 for none."""
+        self.database.slow_us = int(seconds * 1e6) if seconds > 0.0 else NEVER
 
     async def stop(self) -> None:
         """End the tasks and close every server connection that is idle."""
@@ -323,7 +329,7 @@ class Served:
             # Whoever has waited long enough is told so, the others wait on.
             self.cluster.resume(now)
         for host in self.cluster.hosts:
-            if host.up:
+            if host.up and not host.is_outdated:
                 for pool in host.pools.values():
                     pool.maintain(now)
             else:

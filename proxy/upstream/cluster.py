@@ -43,6 +43,8 @@ class Host:
         self.lag: float = 0.0
         self.response_time: float = 0.0
         self.last_error: str = "not probed yet"
+        # A primary that was replaced, and does not know it: nothing is sent there.
+        self.is_outdated = False
         # It answered what makes it unfit to be used.
         self.is_unfit = False
         # When the first of the failures came that have come since its last answer; 0.0 for none.
@@ -158,8 +160,12 @@ class Cluster:
             log.info("%s: %s is the primary, on timeline %d", self.name, chosen.name, chosen.timeline)
         self.primary = chosen
         self.replicas = [host for host in self.hosts if host.is_replica]
-        for host in primaries:
-            if host.timeline < self._timeline and host.system == self._system:
+        for host in self.hosts:
+            was_outdated = host.is_outdated
+            host.is_outdated = (
+                host.is_primary and host.timeline < self._timeline and host.system == self._system
+            )
+            if host.is_outdated and not was_outdated:
                 host.dismiss(HostUnavailable(f"host {host.name} is not the primary any more"))
 
     def pool_for(self, name: str, wants_replica: bool, after: float) -> Pool:

@@ -190,6 +190,7 @@ def test_an_open_transaction_on_a_primary_that_was_replaced_is_lost(world: World
     world.cluster.roles_changed()
     assert kinds(client.take()) == "FATAL:08006" and client.closed()
     assert INSERT not in world.of("primary")[0].committed
+    assert world.cluster.hosts[0].is_outdated and world.pool("primary").servers == []
 
 
 def test_an_old_primary_that_comes_back_gets_no_statement(world: World, clock: Clock) -> None:
