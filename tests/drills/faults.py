@@ -203,6 +203,8 @@ FAULTS: Final = (
         _promote,
         _make_former_primary_a_replica,
         6.0,
+        # A write that is under way on the former primary when that is dismissed.
+        writes_may_fail=frozenset({"08006", "cut off"}),
         longest_write=2.0,
     ),
 )
