@@ -8,14 +8,9 @@ from proxy.config import Config, Database
 from proxy.config.model import Routing
 from proxy.errors import SluiceError, UpstreamUnavailable
 from proxy.query import explain as pure
-from proxy.query.functions import FunctionCatalog
+from proxy.query.functions import SNAPSHOT_QUERY, FunctionCatalog
 from proxy.transport.tls import ServerTls
 from proxy.upstream.control import Control
-
-_FETCH_FUNCTIONS = """
-SELECT n.nspname, p.proname, p.provolatile::text
-  FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
-"""
 
 
 def explain(sql: str, config: Config | None, name: str | None, *, each: bool) -> list[dict[str, object]]:
@@ -48,7 +43,7 @@ async def _catalog(database: Database) -> FunctionCatalog:
         )
         try:
             async with control.connection() as connection:
-                rows = await connection.fetch(_FETCH_FUNCTIONS)
+                rows = await connection.fetch(SNAPSHOT_QUERY)
         except UpstreamUnavailable as error:
             failure = error
             continue

@@ -52,6 +52,25 @@ _LOCKS: Final = {
     '"LCS_FORKEYSHARE"': "FOR KEY SHARE",
 }
 
+# Names that became syntax in versions 16 to 18: to an older server they are calls of a user's functions.
+_SYNTAX: Final = {
+    '"JsonFuncExpr":{': ("json_exists", "json_query", "json_value"),
+    '"JsonTable":{': ("json_table",),
+    '"JsonParseExpr":{': ("json",),
+    '"JsonScalarExpr":{': ("json_scalar",),
+    '"JsonSerializeExpr":{': ("json_serialize",),
+    '"JsonObjectConstructor":{': ("json_object",),
+    '"JsonObjectAgg":{': ("json_objectagg",),
+    '"JsonArrayConstructor":{': ("json_array",),
+    '"JsonArrayQueryConstructor":{': ("json_array",),
+    '"JsonArrayAgg":{': ("json_arrayagg",),
+    '"MergeSupportFunc":{': ("merge_action",),
+}
+
+_UNLOCKING: Final = frozenset({"pg_advisory_unlock", "pg_advisory_unlock_all", "pg_advisory_unlock_shared"})
+# They change the session alone.
+_SESSION_FUNCTIONS: Final = _UNLOCKING | {"set_config", "setseed"}
+
 _HINT: Final = re.compile(rb"(?:--|/\*)\s*sluice:[^\n]*?\bpool\s*=\s*'?(\w+)")
 
 
@@ -155,6 +174,12 @@ class _Reader:
             facts.set_unseen()
         if _FUNCTION_KEY in segment:
             self._functions()
+        if '"Json' in segment or '"MergeSupportFunc"' in segment:
+            for key, names in _SYNTAX.items():
+                if key in segment:
+                    for name in names:
+                        if self._catalog.knows(name):
+                            self._function(name)
 
     def _functions(self) -> None:
         segment = self._segment
@@ -167,8 +192,7 @@ class _Reader:
                 self._set_config(self._arguments(call.end()))
             elif name == "current_setting":
                 self._current_setting(self._arguments(call.end()))
-            else:
-                names.add(name)
+            names.add(name)
         if found != segment.count(_FUNCTION_KEY):
             raise ValueError("a function call of unknown form")
         for name in sorted(names):
@@ -205,32 +229,35 @@ class _Reader:
 
     def _function(self, name: str) -> None:
         facts = self._facts
-        if name in ("pg_advisory_unlock", "pg_advisory_unlock_shared", "pg_advisory_unlock_all"):
-            facts.note(SESSION, PRIMARY, f"calls {name}")
-            facts.unpins["advisory lock"] = None
-            return
-        if name in ("currval", "lastval"):
-            facts.note(WRITE, PRIMARY, f"calls {name}")
-            facts.keep("currval")
-            return
-        if name == "setseed":
-            facts.note(SESSION, PRIMARY, "calls setseed")
-            facts.keep("setseed", lasting=True)
-            return
         verdict = self._catalog.judge(name)
-        if verdict is Verdict.WRITES:
+        if verdict is Verdict.UNKNOWN:
+            facts.note(WRITE, PRIMARY, self._doubt(name))
+            facts.soil(f"unknown function {name}")
+        elif verdict is Verdict.WRITES:
             facts.writes(f"calls {name}")
+        elif name in _SESSION_FUNCTIONS:
+            facts.note(SESSION, PRIMARY, f"calls {name}")
         elif verdict is Verdict.MAY_WRITE:
             facts.note(WRITE, PRIMARY, f"calls {name}")
-            if re.match(r"pg_(?:try_)?advisory_lock", name):
-                facts.keep("advisory lock")
-        elif verdict is Verdict.UNKNOWN:
-            known = self._catalog.knows(name)
-            reason = f"calls {name}, which may write" if known else f"calls unknown function {name}"
-            facts.note(WRITE, PRIMARY, reason)
-            facts.soil(f"unknown function {name}")
-            if name.startswith("dblink_connect"):
-                facts.keep("dblink", lasting=True)
+        # What PostgreSQL's own function of that name leaves in the session.
+        if name in _UNLOCKING:
+            facts.unpins["advisory lock"] = None
+        elif re.match(r"pg_(?:try_)?advisory_lock", name):
+            facts.keep("advisory lock")
+        elif name in ("currval", "lastval"):
+            facts.keep("currval")
+        elif name == "setseed":
+            facts.keep("setseed", lasting=True)
+        elif name.startswith("dblink_connect"):
+            facts.keep("dblink", lasting=True)
+
+    def _doubt(self, name: str) -> str:
+        """Return why a function isn't taken for one that only reads."""
+        if self._catalog.runs_text(name):
+            return f"calls {name}, which runs SQL that it is given"
+        if self._catalog.knows(name):
+            return f"calls {name}, which is declared VOLATILE, so it may write"
+        return f"calls unknown function {name}"
 
 
 def _is_true(node: Any) -> bool:

@@ -282,7 +282,8 @@ def normalize(text: bytes) -> bytes:
     """Return `text` without comments and with each literal as $n, counting on from its highest parameter.
 
     White space shrinks to one space. TRUE and FALSE count as literals where they are values, and so does what
-    a SET assigns. Returns b"" for what PostgreSQL couldn't read either, and where nothing is left.
+    a SET assigns; what stands behind UESCAPE doesn't. Returns b"" for what PostgreSQL couldn't read either, and
+    where nothing is left.
     """
     lexer = Lexer(text)
     out = BytesWriter()
@@ -305,13 +306,14 @@ def normalize(text: bytes) -> bytes:
         if kind == ERROR:
             return b""
         keyword: i64 = 0
-        literal = kind in (STRING, NUMBER)
+        # The character behind UESCAPE decides what an identifier's name is.
+        literal = kind == NUMBER or (kind == STRING and before != _UESCAPE)
         if kind == WORD:
             keyword = _keyword(text, start, end - start)
             if assigning == 2:
                 literal = True
             elif keyword == _BOOLEAN:
-                literal = before != _TEST
+                literal = before != _TEST and before != _DOT
             elif keyword == _SET and (opening or altering):
                 assigning = 1
             elif keyword == _ALTER and opening:
@@ -328,6 +330,8 @@ def normalize(text: bytes) -> bytes:
                 assigning = 0
             elif text[start] == 0x3D and assigning == 1:  # =
                 assigning = 2
+            elif text[start] == 0x2E:  # "."
+                keyword = _DOT  # s.true() is a function's name
         before = keyword
         if start != kept and (start != kept + 1 or text[kept] != 0x20 or kept == 0):
             out.write(text[copied:kept])
@@ -348,6 +352,8 @@ _TO: Final = 2
 _SET: Final = 3
 _BOOLEAN: Final = 4
 _ALTER: Final = 5
+_UESCAPE: Final = 6
+_DOT: Final = 7
 
 
 def _keyword(text: bytes, start: i64, length: i64) -> i64:
@@ -359,7 +365,7 @@ def _keyword(text: bytes, start: i64, length: i64) -> i64:
         return _BOOLEAN if _is(text, start, b"true") else 0
     if length == 5:
         return _BOOLEAN if _is(text, start, b"false") else _ALTER if _is(text, start, b"alter") else 0
-    return 0
+    return _UESCAPE if length == 7 and _is(text, start, b"uescape") else 0
 
 
 def _is(text: bytes, start: i64, word: bytes) -> bool:

@@ -101,12 +101,25 @@ def test_a_template_ends_with_its_catalogue(cache: IntentCache) -> None:
         ("SELECT 1", "SELECT '1"),
         ("SELECT a.b", "SELECT a . b"),
         ("SELECT 1", "SELECT true"),
+        # a literal that says what an identifier is, and words that are literals elsewhere
+        ("SELECT U&\"pure!0031\" UESCAPE '!' ()", "SELECT U&\"pure!0031\" UESCAPE '#' ()"),
+        ("SELECT pure.true()", "SELECT pure.false()"),
+        ("SELECT pure . true ()", "SELECT pure . /**/ false ()"),
     ],
 )
 def test_never_shares(one: str, other: str) -> None:
+    catalog = FunctionCatalog.from_rows(
+        [
+            ("pg_catalog", "current_setting", "s"),
+            ("pure", "pure1", "s"),
+            ("pure", "pure!0031", "v"),
+            ("pure", "true", "s"),
+            ("pure", "false", "v"),
+        ]
+    )
     for first, second in ((one, other), (other, one)):
-        alone = IntentCache(BUILTIN, 16 * 1024).lookup(second.encode())
-        cache = IntentCache(BUILTIN, 16 * 1024)
+        alone = IntentCache(catalog, 16 * 1024).lookup(second.encode())
+        cache = IntentCache(catalog, 16 * 1024)
         before = cache.lookup(first.encode())
         after = cache.lookup(second.encode())
         for name in (

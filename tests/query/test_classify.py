@@ -9,14 +9,18 @@ import pytest
 from proxy.query.classify import classify, pool_hint
 from proxy.query.functions import FunctionCatalog
 from proxy.query.lexer import normalize
-from tests.query.corpus import cases
+from tests.query.corpus import ISSUES, cases
 
 CATALOG: Final = FunctionCatalog.builtin()
 CASES: Final = list(cases())
 
 
 def test_corpus_is_large() -> None:
-    assert len(CASES) > 250
+    assert len(CASES) > 500
+
+
+def test_every_report_of_a_wrong_routing_is_in_the_corpus() -> None:
+    assert {case["issue"] for case in CASES if "issue" in case} == set(ISSUES)
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["text"][:60] for case in CASES])
@@ -46,7 +50,7 @@ def test_text_of_the_corpus(case: dict[str, Any]) -> None:
         "deallocates": intent.deallocates,
         "even_admin": intent.refused_for_admin,
     }
-    expected = {key: value for key, value in case.items() if key not in ("text", "refused")}
+    expected = {key: value for key, value in case.items() if key not in ("text", "refused", "issue")}
     assert {key: found[key] for key in expected} == expected
     assert case["refused"] in intent.refused
     assert bool(case["refused"]) == bool(intent.refused)
@@ -81,6 +85,47 @@ def test_what_cannot_be_lexed_is_described_by_its_hash() -> None:
 def test_functions_are_those_of_the_catalogue(name: str, volatility: str, target: str) -> None:
     catalog = FunctionCatalog.from_rows([("app", name, volatility)])
     assert classify(b"SELECT app.f(1)", catalog).target == target
+
+
+def test_users_function_under_the_name_of_current_setting_is_not_taken_for_postgresqls() -> None:
+    rows = [("pg_catalog", "current_setting", "s"), ("app", "current_setting", "v")]
+    for text in (b"SELECT app.current_setting('a.b')", b"SELECT current_setting('a.b')"):
+        intent = classify(text, FunctionCatalog.from_rows(rows))
+        assert (intent.target, intent.unclean) == ("primary", "unknown function current_setting")
+        assert classify(text, FunctionCatalog.from_rows(rows[:1])).target == "readonly"
+
+
+@pytest.mark.parametrize(
+    ("name", "pin"),
+    [("pg_advisory_lock", "advisory lock"), ("currval", "currval"), ("setseed", "setseed"), ("lo_get", "")],
+)
+def test_connection_is_reset_behind_a_users_function_under_a_known_name(name: str, pin: str) -> None:
+    rows = [("pg_catalog", name, "v"), ("app", name, "v")]
+    intent = classify(f"SELECT app.{name}(1)".encode(), FunctionCatalog.from_rows(rows))
+    assert (intent.target, intent.pin, intent.unclean) == ("primary", pin, f"unknown function {name}")
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("json_value", "json_value(a, 'x')"),
+        ("json_query", "json_query(a, 'x')"),
+        ("json_exists", "json_exists(a, 'x')"),
+        ("json", "json(a)"),
+        ("json_scalar", "json_scalar(a)"),
+        ("json_serialize", "json_serialize(a)"),
+        ("json_object", "json_object()"),
+        ("json_array", "json_array(a, b)"),
+        ("json_arrayagg", "json_arrayagg(a)"),
+        ("merge_action", "merge_action()"),
+    ],
+)
+def test_newer_syntax_is_a_call_of_a_users_function_to_older_servers(name: str, call: str) -> None:
+    text = f"SELECT {call} FROM t".encode()
+    assert classify(text, CATALOG).target == "readonly"
+    assert classify(text, FunctionCatalog.from_rows([("app", name, "s")])).target == "readonly"
+    intent = classify(text, FunctionCatalog.from_rows([("app", name, "v")]))
+    assert (intent.target, intent.unclean) == ("primary", f"unknown function {name}")
 
 
 def test_function_names_with_quotes_are_read() -> None:
