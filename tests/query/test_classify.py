@@ -10,6 +10,7 @@ from proxy.query.classify import classify, pool_hint
 from proxy.query.functions import FunctionCatalog
 from proxy.query.lexer import normalize
 from tests.query.corpus import ISSUES, cases
+from tests.query.hostile import HOSTILE
 
 CATALOG: Final = FunctionCatalog.builtin()
 CASES: Final = list(cases())
@@ -136,61 +137,6 @@ def test_function_names_with_quotes_are_read() -> None:
 def test_hint_is_the_first_of_a_comment_that_begins_with_it() -> None:
     assert pool_hint(b"/* sluice: pool=a */ SELECT 1 /* sluice: pool=b */") == "a"
     assert pool_hint(b"SELECT 'sluice: pool=a' /* or sluice: pool=b */") == ""
-
-
-def nested(before: str, opening: str, middle: str, closing: str, size: int = 16_384) -> bytes:
-    count = (size - len(before) - len(middle)) // (len(opening) + len(closing))
-    return (before + opening * count + middle + closing * count).encode()
-
-
-def repeated(before: str, unit: str, after: str = "", size: int = 16_384) -> bytes:
-    return (before + unit * ((size - len(before) - len(after)) // len(unit.encode())) + after).encode()
-
-
-HOSTILE: Final = {
-    "sum": repeated("SELECT 1", "+1"),
-    "sum of 32 KiB": repeated("SELECT 1", "+1", size=32_768),
-    "concatenation": repeated("SELECT a", "||a"),
-    "parentheses": nested("SELECT ", "(", "1", ")"),
-    "parentheses of 32 KiB": nested("SELECT ", "(", "1", ")", size=32_768),
-    "subqueries": nested("", "SELECT (", "SELECT 1", ")"),
-    "from": nested("SELECT * FROM ", "(SELECT * FROM ", "t", ") a"),
-    "case": nested("SELECT ", "CASE WHEN a THEN ", "1", " END"),
-    "case of 32 KiB": nested("SELECT ", "CASE WHEN a THEN ", "1", " END", size=32_768),
-    "functions": nested("SELECT ", "f(", "1", ")"),
-    "arrays": nested("SELECT ", "ARRAY[", "1", "]"),
-    "rows": nested("SELECT ", "ROW(", "1", ")"),
-    "CTEs": nested("", "WITH a AS (", "SELECT 1", ") SELECT 1"),
-    "joins": nested("SELECT 1 FROM ", "(", "a", " JOIN b ON c)"),
-    "unions": repeated("SELECT 1", " UNION SELECT 1"),
-    "casts": repeated("SELECT a", "::a"),
-    "not": repeated("SELECT ", "NOT ", "true"),
-    "unary operators": repeated("SELECT ", "- ", "1"),
-    "one operator": repeated("SELECT ", "+", "1"),
-    "many operators": repeated("SELECT 1", " " + "+" * 33 + " 1"),
-    "operator behind junk": repeated("SELECT $1x ", "+", "1"),
-    "comments": nested("SELECT 1", "/*", "", "*/"),
-    "columns": repeated("SELECT a", ",a"),
-    "calls": repeated("SELECT f()", ",f()"),
-    "set_config": repeated("SELECT ", "set_config('a','b',true),", "1"),
-    "values": repeated("INSERT INTO t VALUES ", "(1,2,3),", "(1,2,3)"),
-    "statements": repeated("", "SELECT 1;"),
-    "semicolons": repeated("", ";"),
-    "transactions": repeated("", "BEGIN;"),
-    "settings": repeated("", "SET a=b;"),
-    "one setting": repeated("SET a=b", ",b"),
-    "settings, not parsable": repeated("", "SET a=b;", "SELEC"),
-    "calls of procedures": repeated("", "CALL f();"),
-    "copies": repeated("", "COPY (SELECT 1) TO STDOUT;"),
-    "a table": repeated("CREATE TABLE t (", "a int,", "b int)"),
-    "accents": repeated("SELECT 1,", "é,", "1"),
-    "accents, not parsable": repeated("SELECT ", "é à ", "'"),
-    "quotes": repeated("SELECT ", "'"),
-    "quoted identifier": repeated("SELECT a", '"'),
-    "dollar quotes": repeated("SELECT ", "$$ $$,", "1"),
-    "dollars": repeated("SELECT ", "$"),
-    "control characters": repeated("SELECT ", "\x01"),
-}
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
