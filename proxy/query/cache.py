@@ -69,7 +69,7 @@ class Generations:
 
 
 def _cost(key: bytes, intent: Intent) -> i64:
-    return len(key) + len(intent.normalized) + _ENTRY
+    return len(key) + intent.size + _ENTRY
 
 
 @final

@@ -142,8 +142,8 @@ class Facts:
         self.keep("unseen settings")
         self.soil("unseen settings")
 
-    def intent(self, fingerprint: str, normalized: str) -> Intent:
-        """Return what was gathered."""
+    def intent(self, normalized: str, *, parsed: bool = True, source: bytes = b"") -> Intent:
+        """Return what was gathered of a text; its fingerprint is that of `source`, or of `normalized` without one."""
         # Where each statement may run anywhere, nothing has been proven to read: primary.
         reads = not self.statements or (self._targets and PRIMARY not in self._targets)
         target = READONLY if reads else PRIMARY
@@ -173,6 +173,7 @@ class Facts:
             self.executes,
             self.deallocates,
             self.literal_dependent,
-            fingerprint,
+            parsed,
+            source,
             normalized,
         )

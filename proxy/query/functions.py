@@ -110,8 +110,8 @@ class FunctionCatalog:
     """Verdicts on function names, from a snapshot of pg_proc and an operator's list of safe names."""
 
     def __init__(self, verdicts: dict[str, Verdict], known: frozenset[str]) -> None:
-        self._verdicts = verdicts
         self._known = known
+        self._verdicts = {name: _severer(_listed(name), verdict) for name, verdict in verdicts.items()}
 
     @classmethod
     def builtin(cls, safe: Iterable[str] = ()) -> FunctionCatalog:
@@ -144,11 +144,7 @@ class FunctionCatalog:
         A user's function under the name of one of PostgreSQL's counts as what it is: the name alone doesn't tell
         which of them is called.
         """
-        listed = _listed(name)
-        if listed is None:
-            return self._verdicts.get(name, Verdict.UNKNOWN)
-        known = self._verdicts.get(name, Verdict.SAFE)
-        return known if _SEVERITY[known] > _SEVERITY[listed] else listed
+        return self._verdicts.get(name) or _listed(name) or Verdict.UNKNOWN
 
     def knows(self, name: str) -> bool:
         """Tell whether any schema holds a function of that name."""
@@ -166,6 +162,10 @@ def _listed(name: str) -> Verdict | None:
     if _MAY_WRITE.match(name):
         return Verdict.MAY_WRITE
     return Verdict.UNKNOWN if _UNKNOWN.match(name) else None
+
+
+def _severer(listed: Verdict | None, known: Verdict) -> Verdict:
+    return known if listed is None or _SEVERITY[known] > _SEVERITY[listed] else listed
 
 
 _SEVERITY: Final = {Verdict.SAFE: 0, Verdict.MAY_WRITE: 1, Verdict.WRITES: 2, Verdict.UNKNOWN: 3}
