@@ -65,7 +65,8 @@ SCHEMA: Final = (
     " ON a.id = b.author_id",
     "CREATE FUNCTION spoil(int, int) RETURNS int LANGUAGE sql AS 'SELECT ground.record_it(''spoilt'') + $1 + $2'",
     "CREATE OPERATOR ## (LEFTARG = int, RIGHTARG = int, FUNCTION = spoil)",
-    "CREATE FUNCTION shout(author) RETURNS text LANGUAGE sql AS 'SELECT upper($1.name) || ground.record_it(''shouted'')'",
+    "CREATE FUNCTION shout(author) RETURNS text LANGUAGE sql"
+    " AS 'SELECT upper($1.name) || ground.record_it(''shouted'')'",
     "CREATE TYPE ticket AS (n int)",
     "CREATE FUNCTION to_ticket(int) RETURNS ticket LANGUAGE sql AS"
     " 'SELECT ROW(ground.record_it(''ticket''))::ground.ticket'",
@@ -88,8 +89,9 @@ _DIGEST: Final = (
     (SELECT (last_value, is_called)::text FROM ground.ledger_id_seq),
     (SELECT count(*) FROM pg_class), (SELECT count(*) FROM pg_proc), (SELECT count(*) FROM pg_type),
     (SELECT count(*) FROM pg_namespace), (SELECT count(*) FROM pg_largeobject_metadata),
-    (SELECT count(*) FROM pg_roles), (SELECT count(*) FROM pg_db_role_setting), (SELECT count(*) FROM pg_prepared_xacts),
-    (SELECT count(*) FROM pg_replication_slots), (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory')"""
+    (SELECT count(*) FROM pg_roles), (SELECT count(*) FROM pg_db_role_setting),
+    (SELECT count(*) FROM pg_prepared_xacts), (SELECT count(*) FROM pg_replication_slots),
+    (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory')"""
 )
 
 
