@@ -246,6 +246,7 @@ class _Reader:
                 facts.change(name.lower(), local=local, reset=True)
         elif not local:
             facts.set_unseen()
+            facts.loosen("calls set_config for a parameter that the text doesn't tell")
 
     def _current_setting(self, arguments: list[Any]) -> None:
         self._facts.literal_dependent = True

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final
 
-from proxy.query.facts import Facts
+from proxy.query.facts import HOST_PARAMETERS, Facts
 from proxy.query.intent import PRIMARY, UNKNOWN
 from proxy.query.lexer import COMMENT, END, ERROR, OTHER, STRING, WORD, Lexer
 
@@ -89,6 +89,8 @@ def _word(word: str, before: str, facts: Facts) -> None:
     """Add what a word anywhere in a statement tells; `before` is the word or parenthesis before it."""
     if before == "(" and word in _MODIFYING:
         facts.needs_write = True
+    elif before == "read" and word == "write":
+        facts.loosen("READ WRITE")
     elif before == "into" and word in _TEMPORARY:
         facts.keep("temporary table")
     elif word.startswith(("pg_advisory_lock", "pg_try_advisory_lock")):
@@ -162,7 +164,7 @@ def _set(head: Sequence[str], facts: Facts) -> None:
         return
     else:
         name = _name(rest)
-        value = rest[1:2] if name == "role" else []
+        value = rest[1:2] if name == "role" else rest[2:3] if name in HOST_PARAMETERS else []
     reset = value == ["default"]
     facts.set_parameter(name, local=local, value=value[0].strip("'") if value else None, reset=reset)
 

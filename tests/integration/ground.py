@@ -87,11 +87,12 @@ _DIGEST: Final = (
     + """,
     (SELECT (last_value, is_called)::text FROM ground.counter),
     (SELECT (last_value, is_called)::text FROM ground.ledger_id_seq),
-    (SELECT count(*) FROM pg_class), (SELECT count(*) FROM pg_proc), (SELECT count(*) FROM pg_type),
+    (SELECT count(*) FROM pg_class WHERE relnamespace NOT IN
+     (SELECT oid FROM pg_namespace WHERE nspname IN ('sluice', 'pg_toast'))),
+    (SELECT count(*) FROM pg_proc), (SELECT count(*) FROM pg_type),
     (SELECT count(*) FROM pg_namespace), (SELECT count(*) FROM pg_largeobject_metadata),
     (SELECT count(*) FROM pg_roles), (SELECT count(*) FROM pg_db_role_setting),
-    (SELECT count(*) FROM pg_prepared_xacts), (SELECT count(*) FROM pg_replication_slots),
-    (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory')"""
+    (SELECT count(*) FROM pg_prepared_xacts), (SELECT count(*) FROM pg_replication_slots)"""
 )
 
 
@@ -110,7 +111,7 @@ class Ground:
         self._running.execute("SET client_min_messages = error")
         rows = self._looking.execute(SNAPSHOT_QUERY.encode()).fetchall()
         self.intents = IntentCache(FunctionCatalog.from_rows(rows), MAX_PARSE)
-        self._digest = self.digest()
+        self._digest = digest(self._looking)
 
     def close(self) -> None:
         """Close the connections."""
@@ -121,15 +122,9 @@ class Ground:
         """Tell whether a replica may have `text`."""
         return self.intents.lookup(text.encode()).target == "readonly"
 
-    def digest(self) -> tuple[Any, ...]:
-        """Return what tells one content of the database from another."""
-        row = self._looking.execute(_DIGEST.encode()).fetchone()
-        assert row is not None
-        return tuple(row)
-
     def changed(self) -> bool:
         """Tell whether the content is another one than at the last look."""
-        before, self._digest = self._digest, self.digest()
+        before, self._digest = self._digest, digest(self._looking)
         return before != self._digest
 
     def run(self, text: str) -> str:
@@ -167,9 +162,19 @@ def holes(text: str) -> list[str]:
     return [name for name, pattern in HOLES.items() if pattern.search(text)]
 
 
-def execute(pgconn: pq.abc.PGconn, text: str) -> str:
-    """Send `text` as a simple query, take all that comes, and return its SQLSTATE, "" for success."""
-    pgconn.send_query(text.encode())
+def digest(connection: psycopg.Connection[Any]) -> tuple[Any, ...]:
+    """Return what tells one content of the database from another; the bundled SQL's own isn't looked at."""
+    row = connection.execute(_DIGEST.encode()).fetchone()
+    assert row is not None
+    return tuple(row)
+
+
+def execute(pgconn: pq.abc.PGconn, text: str, *, extended: bool = False) -> str:
+    """Send `text`, take all that comes, and return its SQLSTATE, "" for success."""
+    if extended:
+        pgconn.send_query_params(text.encode(), None)
+    else:
+        pgconn.send_query(text.encode())
     state = ""
     while (result := pgconn.get_result()) is not None:
         status = result.status

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from typing import Final
 
 import pytest
@@ -216,6 +218,25 @@ def test_bytes_are_bounded(texts: list[bytes]) -> None:
         cache.lookup(b"SELECT '" + text.hex().encode() + b"' /* x */")
         cache.lookup(b"SELECT a" + text.hex().encode())
         assert cache.held_bytes() <= limit
+
+
+def test_statements_that_never_come_again_hold_no_more_memory_than_the_limit() -> None:
+    limit = 2 * 1024 * 1024
+    cache = IntentCache(BUILTIN, 16 * 1024, limit)
+    values = ", ".join(f"'{number:030}'" for number in range(400))
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for number in range(400):
+            cache.lookup(f'SELECT "a{number}" FROM t WHERE b IN ({values})'.encode())
+        for number in range(4_000):
+            cache.lookup(b"SELECT a FROM t_%d WHERE b = 1" % number)
+        assert limit / 4 < cache.held_bytes() <= limit
+        gc.collect()
+        # held_bytes() is an estimate; what the interpreter counts isn't far from it.
+        assert tracemalloc.get_traced_memory()[0] - before < 2 * limit
+    finally:
+        tracemalloc.stop()
 
 
 def test_held_bytes_follow_what_is_held() -> None:
