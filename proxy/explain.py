@@ -20,7 +20,9 @@ def explain(sql: str, config: Config | None, name: str | None, *, each: bool) ->
     where there is no such database, UpstreamUnavailable where it can't be reached.
     """
     if config is None:
-        return pure.explain(sql, FunctionCatalog.builtin(), Routing().max_parse_bytes, each=each)
+        unknown = "it is none of PostgreSQL's own; -c FILE asks a database what it does"
+        catalog = FunctionCatalog.builtin()
+        return pure.explain(sql, catalog, Routing().max_parse_bytes, each=each, unknown=unknown)
     names = list(config.databases)
     if name is not None and name not in names:
         raise SluiceError(f"the configuration has no database {name}; it has {', '.join(names)}")

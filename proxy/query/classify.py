@@ -267,7 +267,7 @@ class _Reader:
         elif name in _SESSION_FUNCTIONS:
             facts.note(SESSION, PRIMARY, f"calls {name}")
         elif verdict is Verdict.MAY_WRITE:
-            facts.note(WRITE, PRIMARY, f"calls {name}")
+            facts.note(WRITE, PRIMARY, f"calls {name}, which is not known to only read")
         # What PostgreSQL's own function of that name leaves in the session.
         if name in _UNLOCKING:
             facts.unpins["advisory lock"] = None
@@ -282,10 +282,10 @@ class _Reader:
 
     def _doubt(self, name: str) -> str:
         """Return why a function isn't taken for one that only reads."""
+        if volatile := self._catalog.volatile(name):
+            return f"calls {name}: {volatile} is VOLATILE, so it may write"
         if self._catalog.runs_text(name):
             return f"calls {name}, which runs SQL that it is given"
-        if self._catalog.knows(name):
-            return f"calls {name}, which is declared VOLATILE, so it may write"
         return f"calls unknown function {name}"
 
 

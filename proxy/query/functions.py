@@ -6,7 +6,7 @@ A name is judged, not a function: arguments decide among functions of one name o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
@@ -109,8 +109,11 @@ _BUILTIN_FUNCTIONS: Final = Path(__file__).with_name("builtin_functions.txt")
 class FunctionCatalog:
     """Verdicts on function names, from a snapshot of pg_proc and an operator's list of safe names."""
 
-    def __init__(self, verdicts: dict[str, Verdict], known: frozenset[str]) -> None:
+    def __init__(
+        self, verdicts: dict[str, Verdict], known: frozenset[str], volatile: Mapping[str, str]
+    ) -> None:
         self._known = known
+        self._volatile = volatile
         self._verdicts = {name: _severer(_listed(name), verdict) for name, verdict in verdicts.items()}
 
     @classmethod
@@ -129,14 +132,17 @@ class FunctionCatalog:
         """
         verdicts: dict[str, Verdict] = {}
         known = set()
+        volatile: dict[str, str] = {}
         for schema, name, volatility in rows:
             known.add(name)
             verdict = _verdict_of_row(schema, name, volatility)
+            if verdict is Verdict.UNKNOWN:
+                volatile.setdefault(name, f"{schema}.{name}")
             if _SEVERITY[verdict] > _SEVERITY[verdicts.get(name, Verdict.SAFE)] or name not in verdicts:
                 verdicts[name] = verdict
         for name in safe:
             verdicts[name] = Verdict.SAFE
-        return cls(verdicts, frozenset(known))
+        return cls(verdicts, frozenset(known), volatile)
 
     def judge(self, name: str) -> Verdict:
         """Return what a call of `name`, without its schema, may do; UNKNOWN for a name never heard of.
@@ -149,6 +155,10 @@ class FunctionCatalog:
     def knows(self, name: str) -> bool:
         """Tell whether any schema holds a function of that name."""
         return name in self._known
+
+    def volatile(self, name: str) -> str:
+        """Return which user's function makes `name` unsafe, with its schema; "" where none does."""
+        return self._volatile.get(name, "")
 
     def runs_text(self, name: str) -> bool:
         """Tell whether `name` is one of those that run SQL which they are given."""
