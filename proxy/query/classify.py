@@ -32,7 +32,7 @@ from proxy.query.lexer import (
     words_in,
 )
 from proxy.query.statements import Node, constant, looks_inside, utility
-from proxy.query.unparsed import lex
+from proxy.query.unparsed import MAX_LEXED, lex
 
 MAX_COMMENTS: Final = 100
 """Beginnings of block comments that are parsed: PostgreSQL's lexer takes quadratic time over nested ones."""
@@ -119,8 +119,11 @@ def classify(sql: bytes, catalog: FunctionCatalog, normalized: bytes = b"") -> I
 def not_parsed(sql: bytes, size: int, reason: str) -> Intent:
     """Return the intent of a text of `size` bytes that isn't parsed; `sql` is all or the beginning of it."""
     facts = lex(sql, reason)
-    facts.pool = pool_hint(sql)
-    return facts.intent(_unread(sql, size), parsed=False)
+    if size > len(sql):
+        facts.loosen("can't be looked at")
+    beginning = sql[:MAX_LEXED]
+    facts.pool = pool_hint(beginning)
+    return facts.intent(_unread(beginning, size), parsed=False)
 
 
 def pool_hint(sql: bytes) -> str:

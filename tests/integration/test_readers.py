@@ -193,9 +193,12 @@ def test_no_random_statement_changes_anything(reader: Reader) -> None:
 
 
 def test_what_is_too_long_to_be_parsed_changes_nothing(reader: Reader) -> None:
-    padding = f"/* {'x' * 20_000} */ "
-    for options in ("", "-c sluice.pool=primary"):
-        reader.send([padding + text for text in ALL_WRITERS], options=options)
+    for size in (20_000, 70_000):
+        padding = f"/* {'x' * size} */ "
+        for options in ("", "-c sluice.pool=primary"):
+            reader.send([padding + text for text in ALL_WRITERS], options=options)
+        for opening in ("BEGIN READ WRITE", "SET default_transaction_read_only = off; COMMIT"):
+            reader.send([f"{padding}{opening}; {text}; COMMIT" for text in ALL_WRITERS])
 
 
 def test_a_key_that_may_write_does_change_it_by_each_of_them(

@@ -202,6 +202,13 @@ def test_prefix_tells_the_size_of_the_whole(cache: IntentCache) -> None:
     assert intent.normalized.startswith("<not parsed: 2000000 bytes, sha256 ")
 
 
+def test_rest_that_cannot_be_looked_at_is_nothing_for_a_reader(cache: IntentCache) -> None:
+    text = b"SELECT '" + b"x" * 40_000 + b"'"
+    assert cache.lookup_prefix(text[:20_000], len(text)).needs_write
+    assert not cache.lookup_prefix(text, len(text)).needs_write
+    assert not cache.lookup(text).needs_write
+
+
 def test_text_of_another_encoding_is_not_parsed(cache: IntentCache) -> None:
     intent = cache.unparsed(b"SELECT '\xe9'; SET ROLE x", "client_encoding is LATIN1")
     assert (intent.kind, intent.reason) == ("unknown", "client_encoding is LATIN1")
