@@ -4,6 +4,7 @@
 # make fuzz   a search for input that breaks the protocol's laws (SECONDS=60), compiled, then interpreted
 # make bench  against PgBouncer, in one run (ARGS: see python -m tests.bench --help)
 # make thousand  1,000 clients over 5 server connections for a minute: nothing of one is seen by another
+# make reads  20,000 statements of sqlsmith's: what is called a read changes nothing (installs it; ARGS: --queries, --seed)
 # make lint   ruff and strict mypy
 # make build  compile the modules on the path of a query, beside their sources
 #
@@ -20,7 +21,7 @@ pip := $(bin)/python -m pip install --quiet --disable-pip-version-check
 workers := -n 4 --dist loadfile
 sources := $(shell find proxy -name '*.py')
 
-.PHONY: demo test test-drivers fuzz bench thousand lint build clean
+.PHONY: demo test test-drivers fuzz bench thousand reads lint build clean
 
 demo: build
 	@$(bin)/pgsluice demo $(ARGS)
@@ -42,6 +43,10 @@ bench: build .venv/developing
 
 thousand: build .venv/developing
 	@$(bin)/python -m tests.differential.thousand $(ARGS)
+
+reads: build .venv/developing
+	@tests/integration/install-sqlsmith
+	@$(bin)/python -m tests.integration.smith $(ARGS)
 
 lint: .venv/developing
 	$(bin)/ruff check .
