@@ -5,6 +5,7 @@
 # make bench  against PgBouncer, in one run (ARGS: see python -m tests.bench --help)
 # make drill  what clients see as hosts come and go: a failover, each fault, and their own writes: six minutes
 # make thousand  1,000 clients over 5 server connections for a minute: nothing of one is seen by another
+# make reads  20,000 statements of sqlsmith's: what is called a read changes nothing (installs it; ARGS: --queries, --seed)
 # make lint   ruff and strict mypy
 # make build  compile the modules on the path of a query, beside their sources
 #
@@ -21,7 +22,7 @@ pip := $(bin)/python -m pip install --quiet --disable-pip-version-check
 workers := -n 4 --dist loadfile
 sources := $(shell find proxy -name '*.py')
 
-.PHONY: demo test test-drivers fuzz bench drill thousand lint build clean
+.PHONY: demo test test-drivers fuzz bench drill thousand reads lint build clean
 
 demo: build
 	@$(bin)/pgsluice demo $(ARGS)
@@ -48,6 +49,10 @@ drill: build .venv/developing
 
 thousand: build .venv/developing
 	@$(bin)/python -m tests.differential.thousand $(ARGS)
+
+reads: build .venv/developing
+	@tests/integration/install-sqlsmith
+	@$(bin)/python -m tests.integration.smith $(ARGS)
 
 lint: .venv/developing
 	$(bin)/ruff check .

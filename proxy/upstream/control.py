@@ -26,6 +26,16 @@ log = logging.getLogger(__name__)
 _SETTINGS = {"search_path": "pg_catalog", "application_name": "pgsluice control"}
 _COMMAND_TIMEOUT = 10.0
 
+# What asyncpg raises where a server or the network fails. The last one says that the connection got a server's FATAL
+# error while it was about to ask.
+FAILURES = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+
 
 class Control:
     """Control connections to one host."""
@@ -66,7 +76,7 @@ class Control:
             connection = await self._take()
             try:
                 yield connection
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+            except FAILURES as error:
                 connection.terminate()
                 raise UpstreamUnavailable(extra=f"host={self.host}:{self.port}: {describe(error)}") from error
             except BaseException:
@@ -109,7 +119,7 @@ class Control:
                 **self._arguments, ssl=for_asyncpg(self._tls)
             )
             return connection
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+        except FAILURES as error:
             raise UpstreamUnavailable(extra=f"host={self.host}:{self.port}: {describe(error)}") from error
 
 
