@@ -10,13 +10,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import asyncpg
 
 from proxy import config as model
-from proxy.auth.key import Key
 from proxy.auth.keystore import FileKeyStore, KeyStore
 from proxy.errors import ClientError, NoPrimary, UpstreamUnavailable
 from proxy.observe.record import AccessBuffer, pool_part
@@ -28,6 +27,7 @@ from proxy.query.cache import IntentCache
 from proxy.query.functions import SNAPSHOT_QUERY, FunctionCatalog
 from proxy.query.intent import Intent
 from proxy.session.database import Database
+from proxy.session.key_reading import KeyReading
 from proxy.session.signing import Signing
 from proxy.session.usage import write_usage
 from proxy.tasks import spawn, stop
@@ -47,12 +47,6 @@ log = logging.getLogger(__name__)
 _BALANCE = {"round_robin": ROUND_ROBIN, "least_connections": LEAST_CONNECTIONS, "random": RANDOM}
 
 _KEY_CHANNEL = "sluice_keys"
-
-_FETCH_KEY = """
-SELECT id, name, user_id, permissions, secret_sha256, scram_verifier, default_pool, allowed_addresses,
-       rate_limit_per_minute, expires_at, revoked_at
-  FROM sluice.api_keys WHERE id = $1
-"""
 
 _ENSURE_PARTITIONS = "SELECT sluice.ensure_partitions()"
 
@@ -129,7 +123,9 @@ class Served:
         if config.auth.keys == "file":
             self.keys = FileKeyStore(config.auth.keys_file)
         else:
-            self.keys = KeyStore(self._fetch_key, config.auth.cache_ttl, time.monotonic)
+            reading = KeyReading(self.cluster, self.controls, self.health.alarm)
+            self.keys = KeyStore(reading.fetch, config.auth.cache_ttl, time.monotonic)
+            reading.knows = self.keys.knows
         self.watch_slow(config.access_log.slow_query)
         self.access_table = AccessTable(self._primary_control)
         self._logs_to_table = config.access_log.sinks.count("table") > 0
@@ -298,18 +294,6 @@ class Served:
         async with self._primary_control().connection() as connection:
             await connection.fetch(_ENSURE_PARTITIONS)
 
-    async def _fetch_key(self, key_id: str) -> Key | None:
-        failure: ClientError | None = None
-        for control in self._controls_that_may_know():
-            try:
-                async with control.connection() as connection:
-                    row = await connection.fetchrow(_FETCH_KEY, key_id)
-                return Key.from_row(row) if row is not None else None
-            except UpstreamUnavailable as error:
-                self.health.alarm()
-                failure = failure or error
-        raise failure or self.cluster.unavailable(True)
-
     async def _listen(self) -> None:
         """Hear of changed keys as they happen; after an interruption every cached key is read again."""
         while True:
@@ -359,17 +343,12 @@ class Served:
 
     def _any_control(self) -> Control:
         """Return the primary's control connections, a replica's where there is no primary."""
-        for control in self._controls_that_may_know():
-            return control
-        raise self.cluster.unavailable(True)
-
-    def _controls_that_may_know(self) -> Iterator[Control]:
-        """Yield the control connections of the hosts that are up, the primary's first."""
         primary = self.cluster.primary
         if primary is not None:
-            yield self.controls[primary.name]
-        for host in list(self.cluster.replicas):
-            yield self.controls[host.name]
+            return self.controls[primary.name]
+        for host in self.cluster.replicas:
+            return self.controls[host.name]
+        raise self.cluster.unavailable(True)
 
     def _add_pool(self, host: Host, name: str, settings: model.Pool, strict: bool) -> None:
         limits = _limits(settings, strict)
@@ -402,15 +381,13 @@ class Served:
         return closed
 
     async def _open(self, pool: Pool, login: Login) -> None:
+        await _after_failures(pool)
         started = time.monotonic()
         try:
             server = await connect(login, self._closed(pool))
         except ClientError as error:
             if pool.failures_in_a_row == 0:
                 log.warning("pool %s on %s: %s", pool.name, pool.host, error.extra)
-            else:
-                # A host that refuses is not asked more than once a second.
-                await asyncio.sleep(_RETRY)
             pool.open_failed(error)
             if pool.failing:
                 self.health.alarm()
@@ -418,6 +395,16 @@ class Served:
         now = time.monotonic()
         pool.stats.connect_time.observe(int((now - started) * 1e6))
         pool.opened(server, now)
+
+
+async def _after_failures(pool: Pool) -> None:
+    """Wait where the last attempt to open a connection failed: a host that refuses is asked once a second.
+
+    Not longer than until its host has answered otherwise.
+    """
+    until = time.monotonic() + _RETRY
+    while pool.failures_in_a_row and time.monotonic() < until:
+        await asyncio.sleep(_MAINTENANCE)
 
 
 def _limits(settings: model.Pool, strict: bool) -> PoolLimits:

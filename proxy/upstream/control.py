@@ -134,4 +134,7 @@ def describe(error: BaseException) -> str:
     """Return what went wrong in a few words; some errors have no text of their own."""
     if isinstance(error, ssl.SSLError):
         return explain(error)
+    if isinstance(error, (asyncpg.InternalClientError, asyncpg.ConnectionDoesNotExistError)):
+        # Their texts are about asyncpg's own states.
+        return "the connection was lost"
     return str(error) or type(error).__name__

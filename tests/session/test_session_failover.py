@@ -244,3 +244,21 @@ def test_a_host_that_answers_is_tried_again(world: World, clock: Clock) -> None:
     world.cluster.resume(clock.now)
     world.settle()
     assert kinds(client.take()) == "C ZI"
+
+
+@pytest.mark.parametrize(
+    "units",
+    [
+        [query("BEGIN READ ONLY"), query("SELECT 1"), query("COMMIT")],
+        [query("SET timezone = 'Asia/Tokyo'")],
+    ],
+)
+def test_what_a_replica_served_is_no_write(world: World, clock: Clock, units: list[bytes]) -> None:
+    client = world.client()
+    for unit in units:
+        client.ask(unit)
+    assert {each.pool.host for each in world.backends} == {"two"}
+    world.cluster.hosts[1].fresh_as_of = clock.now - 1.0
+    assert client.session.last_write == 0.0
+    client.ask(query("SELECT 2"))
+    assert {each.pool.host for each in world.backends} == {"two"}
