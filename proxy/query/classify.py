@@ -203,8 +203,7 @@ class _Reader:
                 facts.writes(next((words for key, words in _LOCKS.items() if key in segment), "FOR UPDATE"))
         if words & MODIFYING and '"pg_settings"' in segment and '"UpdateStmt":{' in segment:
             facts.set_unseen()
-        if _FUNCTION_KEY in segment:
-            self._functions()
+        self._functions()
         if words & NEWER:
             for key, names in _SYNTAX.items():
                 if key in segment:
@@ -214,18 +213,20 @@ class _Reader:
 
     def _functions(self) -> None:
         segment = self._segment
-        found = 0
         names = set()
-        for call in _FUNCTION.finditer(segment):
-            found += 1
+        at = segment.find(_FUNCTION_KEY)
+        while at >= 0:
+            # Found by its key, as a search by the whole pattern takes three times as long.
+            call = _FUNCTION.match(segment, at)
+            if call is None:
+                raise ValueError("a function call of unknown form")
             name = call[1] if "\\" not in call[1] else str(json.loads(f'"{call[1]}"'))
             if name == "set_config":
                 self._set_config(self._arguments(call.end()))
             elif name == "current_setting":
                 self._current_setting(self._arguments(call.end()))
             names.add(name)
-        if found != segment.count(_FUNCTION_KEY):
-            raise ValueError("a function call of unknown form")
+            at = segment.find(_FUNCTION_KEY, call.end())
         for name in sorted(names):
             self._function(name)
 
