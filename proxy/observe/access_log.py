@@ -35,6 +35,13 @@ _COPY_TIMEOUT: Final = 30.0
 _COMPLAIN_EVERY: Final = 10.0
 
 
+OnBatch = Callable[[bytes, int, list[int]], None]
+
+
+def _nobody(rows: bytes, number: int, events: list[int]) -> None:
+    """Stand in for on_batch until somebody looks."""
+
+
 class Batch:
     """Rows that are delivered together, or not at all. Their bytes never change once they were tried."""
 
@@ -268,6 +275,8 @@ class AccessLog:
         retry_delay: float = 0.25,
     ) -> None:
         self.sinks: list[Sink] = []
+        # Is shown each batch: its rows, their number, and where those begin that aren't statements.
+        self.on_batch: OnBatch = _nobody
         self._lines: LineWriter | None = None
         if copy is not None:
             self._copy = copy
@@ -290,7 +299,9 @@ class AccessLog:
     def flush(self) -> None:
         """Hand what was recorded to the sinks now, without waiting for them."""
         if number := self.buffer.rows:
+            events = self.buffer.events
             rows = self.buffer.take(os.urandom(SEED))
+            self.on_batch(rows, number, events)
             for sink in self.sinks:
                 sink.put(rows, number)
 
