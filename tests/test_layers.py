@@ -24,7 +24,7 @@ LAYERS = """
     session
     admin http
     app
-    embedded migrate setup keys keychecks keyprint keytool deploy explain demo
+    embedded migrate setup keys keychecks keyprint keytool deploy explain top demo
     cli __main__
 """
 RANK = {name: rank for rank, row in enumerate(LAYERS.split("\n")) for name in row.split()}

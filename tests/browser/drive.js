@@ -146,7 +146,7 @@ async function main() {
     await row.waitFor();
     const before = await number.innerText();
     await page.waitForFunction(([cell, old]) => cell.textContent !== old, [await number.elementHandle(), before]);
-    const order = page.getByLabel("by", { exact: true }).first();
+    const order = page.getByLabel("Order of statements");
     await order.selectOption("count");
     const numbers = await page.locator("#statements td[data-title=number]").allInnerTexts();
     const counts = numbers.map((each) => Number(each.replaceAll(",", "")));
@@ -173,6 +173,7 @@ async function main() {
     for (const key of ["ArrowLeft", "ArrowLeft"]) await page.keyboard.press(key);
     expect(/^at \d\d:\d\d:\d\d$/.test(await page.locator("#latency .moment").innerText()), "the other chart doesn't follow");
     await page.keyboard.press("Escape");
+    await page.locator("#throughput").blur();
     expect(await page.locator("#throughput .moment").innerText() === "", "Escape doesn't end it");
   });
 

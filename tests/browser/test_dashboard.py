@@ -37,7 +37,11 @@ CHECKS = {
     "hostile names are text",
     "a denial is shown",
     "the cursor tells an earlier value",
-    *(f"nothing is cut off: {scheme}, {size}" for scheme in ("light", "dark") for size in ("desktop", "phone")),
+    *(
+        f"nothing is cut off: {scheme}, {size}"
+        for scheme in ("light", "dark")
+        for size in ("desktop", "phone")
+    ),
     "texts stand out: light",
     "texts stand out: dark",
     "dark is another paper, and the button chooses",

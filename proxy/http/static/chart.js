@@ -5,7 +5,8 @@ import { clock, element, put } from "./text.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const STEPS = [1, 2, 5, 10];
-const FIVE_MINUTES = 300;
+const MINUTE = 60;
+const LEAST_SPAN = 120;
 
 function shape(name, attributes) {
   const made = document.createElementNS(SVG, name);
@@ -36,7 +37,7 @@ function logarithmic(values) {
  * A chart in a <figure>.
  *
  * series: [{ name, style, area, value }], where value(text) formats; options: title, height, log, least, span (seconds),
- * small (no times below), cursor: { index, listeners } that is shared.
+ * small (no times below, no labels), cursor: { index, listeners } that is shared.
  */
 export class Chart {
   constructor(figure, series, options) {
@@ -84,13 +85,16 @@ export class Chart {
 
   draw() {
     const { at, lines } = this.data;
-    const { height, log, least, span, small } = this.options;
+    const { height, log, least, small } = this.options;
     if (!this.width) return;
     const values = lines.flat().filter((value) => value != null);
     const scale = log ? logarithmic(values) : linear(values, least ?? 1);
-    const left = small ? 0 : 48;
+    const left = small ? 0 : 54;
     const bottom = height - (small ? 3 : 20);
     const end = at.length ? at[at.length - 1] : Date.now() / 1000;
+    // A young proxy's minutes fill the width too.
+    const span = Math.min(Math.max(end - (at[0] ?? end), LEAST_SPAN), this.options.span);
+    const step = span > 5 * MINUTE ? 5 * MINUTE : MINUTE;
     this.x = (seconds) => left + (1 - (end - seconds) / span) * (this.width - left - 4);
     this.y = (value) => bottom - scale.place(value) * (bottom - 8);
     this.svg.setAttribute("viewBox", `0 0 ${this.width} ${height}`);
@@ -101,7 +105,7 @@ export class Chart {
       if (!small) drawn.push(this.label(left - 8, this.y(tick) + 4, "end", this.series[0].value(tick)));
     }
     if (!small) {
-      for (let mark = Math.ceil((end - span) / FIVE_MINUTES) * FIVE_MINUTES; mark <= end; mark += FIVE_MINUTES) {
+      for (let mark = Math.ceil((end - span) / step) * step; mark <= end; mark += step) {
         const place = this.x(mark);
         drawn.push(shape("line", { x1: place, x2: place, y1: 8, y2: bottom, class: "grid" }));
         if (place > left + 14 && place < this.width - 16) {

@@ -71,7 +71,7 @@ const throughput = new Chart(
   ],
   { title: "Throughput", height: 190, least: 10, span: SPAN, cursor },
 );
-const latency = new Chart(by("latency"), percent, { title: "Latency", height: 190, log: true, span: SPAN, cursor });
+const latency = new Chart(by("latency"), percent, { title: "Latency, log scale", height: 190, log: true, span: SPAN, cursor });
 const tables = {
   pools: new Table(by("pools"), "Pools", POOLS, "No pools."),
   hosts: new Table(by("hosts"), "Hosts", HOSTS, "No hosts."),
@@ -128,10 +128,10 @@ function draw() {
   put(figures.waiting, count(waiting));
   figures.waiting.classList.toggle("bad", waiting > 0);
 
+  const names = [...new Set(status.pools.map((pool) => pool.pool))];
   if (all) {
     throughput.set(past.at, [all.statements, all.errors]);
     latency.set(past.at, percent.map(({ name }) => all[`${name}_ms`]));
-    const names = [...new Set(status.pools.map((pool) => pool.pool))];
     for (const [name, { card }] of multiples) card.hidden = !names.includes(name);
     for (const name of names) {
       const columns = past.pools.get(name);
@@ -140,7 +140,8 @@ function draw() {
       multiple(name).wait.set(past.at, [columns.p95_ms]);
     }
   }
-  tables.pools.set(status.pools);
+  for (const pool of status.pools) pool.idle_now = !(pool.statements || pool.active || pool.waiting);
+  tables.pools.set([...status.pools].sort((one, other) => names.indexOf(one.pool) - names.indexOf(other.pool)));
   tables.hosts.set(status.hosts);
   drawRecent(status.recent);
   const sinks = status.access_log.map((sink) => {

@@ -31,10 +31,12 @@ export class Table {
     while (this.body.rows.length < rows.length) this.body.append(this.row());
     rows.forEach((row, index) => {
       const cells = this.body.rows[index].cells;
+      this.body.rows[index].classList.toggle("idle", row.idle_now === true);
       this.columns.forEach((column, place) => {
         if (column.fill) column.fill(cells[place], row);
         else put(cells[place], column.text(row));
-        cells[place].classList.toggle("empty", cells[place].textContent === "");
+        // On a phone what says nothing has no place.
+        cells[place].classList.toggle("empty", ["", "0", "–"].includes(cells[place].textContent));
       });
     });
     this.table.hidden = rows.length === 0;
@@ -141,8 +143,8 @@ export const KEYS = [
 export const DENIALS = [
   { title: "last", kind: "name", text: (row) => clock(row.at) },
   number("times", (row) => count(row.count)),
-  { title: "what", text: (row) => EVENTS[row.event] ?? row.event },
-  { title: "who", text: (row) => row.user_id || row.key_id || "unknown" },
+  { title: "what", kind: "short", text: (row) => EVENTS[row.event] ?? row.event },
+  { title: "who", kind: "who", text: (row) => row.user_id || row.key_id || "unknown" },
   { title: "from", kind: "mono", text: (row) => row.client_addr },
   { title: "code", kind: "code", text: (row) => row.code },
   { title: "reason", text: (row) => row.reason },
