@@ -4,7 +4,7 @@
 import { clock, element, put } from "./text.js";
 
 const SVG = "http://www.w3.org/2000/svg";
-const STEPS = [1, 2, 5, 10];
+const STEPS = [1, 1.5, 2, 3, 4, 5, 6, 8, 10];
 const MINUTE = 60;
 const LEAST_SPAN = 120;
 
