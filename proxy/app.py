@@ -22,6 +22,7 @@ import uvloop
 
 import proxy
 from proxy.auth.key import Key
+from proxy.board import Board
 from proxy.config import (
     Config,
     ConfigError,
@@ -32,10 +33,8 @@ from proxy.config import (
     refuse_unavailable,
 )
 from proxy.errors import (
-    ClientError,
     IdleInTransaction,
     IdleSession,
-    InvalidApiKey,
     KeyRevoked,
     QueryTimeout,
     ShuttingDown,
@@ -43,16 +42,11 @@ from proxy.errors import (
     reason,
 )
 from proxy.http import server as http_server
-from proxy.http.access import Access
 from proxy.logs import configure
 from proxy.observe.access_log import AccessLog
-from proxy.observe.history import INTERVAL, History
 from proxy.observe.metrics import Metrics
-from proxy.observe.recent import Recent
-from proxy.observe.record import session_part
 from proxy.observe.snapshot import HostSnapshot, ParseCacheSnapshot, PoolSnapshot, Snapshot
 from proxy.observe.stats import ProxyStats
-from proxy.observe.status import Status
 from proxy.session.arrival import admit
 from proxy.session.cancel import cancel_held, cancel_server, cancel_session
 from proxy.session.client import Gate
@@ -145,9 +139,8 @@ class Proxy:
         self._tls = _listener_tls(config.listen.tls)
         self._listeners: list[tcp.Acceptor] = []
         self._http: http_server.HttpServer | None = None
-        self._history = History()
+        self._board: Board | None = None
         self._sweeper: asyncio.Task[None] | None = None
-        self._sampler: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Start everything; the port is opened last."""
@@ -158,15 +151,16 @@ class Proxy:
         self._sweeper = spawn(self._sweep(), "sweep sessions")
         if self._config.http is not None:
             metrics = Metrics(self.snapshot)
-            self._sampler = spawn(self._sample(), "sample for the dashboard")
+            self._board = board = Board(self.snapshot, self.served, self.access_log, self.stats)
+            board.start()
             self._http = await http_server.start(
                 self._config.http.host,
                 self._config.http.port,
                 metrics.render,
                 self.ready,
                 self.health,
-                Access(self.gate.keys, self._status_refused, self._status_seen),
-                Status(self.snapshot, self._history, self._last_minutes(), time.time).tell,
+                board.access,
+                board.tell,
             )
         await self._listen()
 
@@ -195,7 +189,9 @@ class Proxy:
             session.fatal(ShuttingDown())
         for login in list(self.gate.logins):
             login.end(ShuttingDown())
-        await stop(self._sweeper, self._sampler)
+        await stop(self._sweeper)
+        if self._board is not None:
+            await self._board.stop()
         for served in self.served.values():
             await served.stop()
         await self.access_log.close(_CLOSE_LOG)
@@ -328,33 +324,6 @@ class Proxy:
             ),
             access_log=self.access_log.sinks,
         )
-
-    def _last_minutes(self) -> Recent | None:
-        """Return what reads the access log's batches from now on; None where there is no access log."""
-        if not self.access_log.sinks:
-            return None
-        recent = Recent(list(self.served), self._config.access_log.statements)
-        self.access_log.on_batch = lambda rows, number, events: recent.add(rows, number, events, time.time())
-        return recent
-
-    async def _sample(self) -> None:
-        while True:
-            self._history.add(self.snapshot(), time.monotonic(), time.time())
-            await asyncio.sleep(INTERVAL)
-
-    def _status_refused(self, key_id: str, address: str, error: ClientError) -> None:
-        why = error.why if isinstance(error, InvalidApiKey) else error.code.lower()
-        self.stats.logins_refused.add(why)
-        log.info("status refused to %s from %s: %s", key_id or "an unknown key", address, why)
-        part = session_part(key_id, "", address, "dashboard", "")
-        self.access_log.buffer.event(
-            "login_failed", time.time(), part, reason=why, sqlstate=error.sqlstate, code=error.code
-        )
-
-    def _status_seen(self, key: Key, address: str, database: str) -> None:
-        self.served[database].database.usage.add(key.id, 0, time.time())
-        part = session_part(key.id, key.user_id, address, "dashboard", database)
-        self.access_log.buffer.event("admin", time.time(), part, reason="status")
 
     async def _listen(self) -> None:
         listen = self._config.listen

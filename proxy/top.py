@@ -29,6 +29,15 @@ _TIMEOUT: Final = 10.0
 _MAX_BYTES: Final = 16 * 1024 * 1024
 _BARS: Final = "▁▂▃▄▅▆▇█"
 _SPARKS: Final = 60
+# Characters that columns need; other numbers 6.
+_LEAST: Final = {
+    **dict.fromkeys(("total", "mean", "longest", "p50", "p95", "p99", "lag", "last"), 7),
+    "pool": 8,
+    "what": 12,
+    "from": 9,
+    "user": 12,
+    "key": 16,
+}
 _ANYWHERE: Final = {"", "*", "0.0.0.0", "::"}
 
 
@@ -78,14 +87,18 @@ class Source:
         except ValueError:
             raise TopError(f"{url} has no port that could be") from None
         self._key = key
-        query = {"database": database} if database else {}
-        self._path = f"{quote(parts.path.rstrip('/'), safe='/%')}/api/status?{urlencode(query)}"
+        self._query = {"database": database} if database else {}
+        self._path = f"{quote(parts.path.rstrip('/'), safe='/%')}/api/status"
 
-    def fetch(self) -> dict[str, Any]:
-        """Return the status. Raises TopError; it follows no redirect, because the key would go along."""
+    def fetch(self, since: int = 0) -> dict[str, Any]:
+        """Return the status, of its history what came behind the sample `since`.
+
+        Raises TopError. It follows no redirect, because the key would go along.
+        """
+        path = f"{self._path}?{urlencode({**self._query, 'since': since})}"
         connection = self._kind(self._host, self._port, timeout=_TIMEOUT)
         try:
-            connection.request("GET", self._path, headers={"Authorization": f"Bearer {self._key}"})
+            connection.request("GET", path, headers={"Authorization": f"Bearer {self._key}"})
             answer = connection.getresponse()
             body = answer.read(_MAX_BYTES)
         except OSError as error:
@@ -124,7 +137,8 @@ def run(source: Source, interval: float, once: bool, as_json: bool) -> int:
             while True:
                 time.sleep(interval)
                 try:
-                    status = source.fetch()
+                    # No more of the history than is shown.
+                    status = source.fetch(max(status["history"]["last"] - _SPARKS, 0))
                     live.update(frame(status, height=console.height), refresh=True)
                 except TopError as error:
                     live.update(frame(status, str(error), console.height), refresh=True)
@@ -196,13 +210,14 @@ def _table(title: str, *columns: str) -> Table:
     )
     for column in columns:
         number = column.startswith(">")
-        last = column == "statement"
+        name = column.removeprefix(">")
         table.add_column(
-            Text(column.removeprefix(">")),
+            Text(name),
             justify="right" if number else "left",
             no_wrap=True,
             overflow="ellipsis",
-            ratio=1 if last else None,
+            # Where the terminal is narrow, texts are cut, and not numbers.
+            min_width=max(len(name), _LEAST.get(name, 6 if number else 0)),
         )
     return table
 
@@ -232,25 +247,15 @@ def _works(pool: Mapping[str, Any]) -> bool:
 def _pools(pools: list[Mapping[str, Any]]) -> Table:
     idle = [pool for pool in pools if not _works(pool)]
     title = f"pools ({len(idle)} idle ones aren't shown)" if idle else "pools"
-    numbers = (
-        ">active",
-        ">idle",
-        ">most",
-        ">waiting",
-        ">pinned",
-        ">statements/s",
-        ">errors/s",
-        ">p50",
-        ">p95",
-        ">p99",
+    table = _table(
+        title, "pool", "host", ">busy", ">waiting", ">stmts/s", ">errors/s", ">p50", ">p95", ">p99"
     )
-    table = _table(title, "pool", "host", *numbers)
     for pool in pools:
         if _works(pool):
-            counts = [pool[name] for name in ("active", "idle", "maximum", "waiting", "pinned")]
+            busy = f"{pool['active'] + pool['busy']} of {pool['maximum']}"
             rates = [_rate(pool["statements"]), _rate(pool["errors"])]
             times = [_time(pool[name]) for name in ("p50_ms", "p95_ms", "p99_ms")]
-            cells = [Text(str(each)) for each in (*counts, *rates, *times)]
+            cells = [Text(each) for each in (busy, str(pool["waiting"]), *rates, *times)]
             table.add_row(_text(pool["pool"]), _text(pool["host"]), *cells)
     return table
 
@@ -273,7 +278,7 @@ def _keys(keys: list[Mapping[str, Any]]) -> Table:
 
 
 def _denials(denials: list[Mapping[str, Any]]) -> Table:
-    table = _table("recent denials", "last", ">times", "what", "who", "from", "code", "statement")
+    table = _table("recent denials", "last", ">times", "what", "who", "from", "code", "statement or reason")
     for each in denials:
         at = time.strftime("%H:%M:%S", time.localtime(each["at"]))
         names = [_text(each[name]) for name in ("client_addr", "code")]

@@ -23,7 +23,7 @@ LAYERS = """
     preflight
     session
     admin http
-    app
+    board app
     embedded migrate setup keys keychecks keyprint keytool deploy explain top demo
     cli __main__
 """

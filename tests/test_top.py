@@ -128,7 +128,7 @@ def test_sparks_are_from_none_to_the_largest() -> None:
 def test_the_key_goes_in_a_header(server: str) -> None:
     answer(200, {"database": "a b"})
     assert Source(f"{server}/", KEY, "a b").fetch() == {"database": "a b"}
-    assert Handler.asked == [("/api/status?database=a+b", f"Bearer {KEY}")]
+    assert Handler.asked == [("/api/status?database=a+b&since=0", f"Bearer {KEY}")]
 
 
 def test_a_refused_key_is_told(server: str) -> None:

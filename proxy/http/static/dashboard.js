@@ -28,8 +28,10 @@ function forget() {
 }
 
 /** Adds new samples; returns false where they aren't of the process that the known ones are of. */
-function remember(history) {
-  if (history.last < past.last) return false;
+function remember({ history, at, uptime }) {
+  const started = at - uptime;
+  if (history.last < past.last || Math.abs(started - (past.started ?? started)) > 5) return false;
+  past.started = started;
   const had = past.at.length;
   past.last = history.last;
   past.at.push(...history.at);
@@ -220,7 +222,7 @@ async function refresh() {
 }
 
 function take(status) {
-  if (!remember(status.history)) {
+  if (!remember(status)) {
     forget();
     refresh();
     return;
