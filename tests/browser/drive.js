@@ -90,11 +90,12 @@ async function main() {
   const page = await context.newPage();
   const trouble = [];
   const asked = [];
+  let outage = false;
   context.on("request", (request) => asked.push(request.url()));
   page.on("pageerror", (error) => trouble.push(error.message));
   page.on("console", (message) => {
     // The browser itself tells of each 401 and 403, which the first two keys get.
-    const refused = /status of 40[13]/.test(message.text());
+    const refused = /status of 40[13]/.test(message.text()) || (outage && /ERR_FAILED/.test(message.text()));
     if (["error", "warning"].includes(message.type()) && !refused) trouble.push(message.text());
   });
 
@@ -226,6 +227,15 @@ async function main() {
     const next = page.waitForRequest((each) => each.url().includes("/api/status"));
     await hide(false);
     await next;
+  });
+  await check("an outage is told, and its end", async () => {
+    outage = true;
+    await page.route("**/api/status*", (route) => route.abort());
+    await page.locator("#trouble", { hasText: "can't be reached" }).waitFor();
+    expect(await page.locator("#statements tbody tr").count() > 0, "what was last heard is gone");
+    await page.unroute("**/api/status*");
+    await page.locator("#trouble").waitFor({ state: "hidden" });
+    outage = false;
   });
   await check("another tab has to sign in, a reload doesn't", async () => {
     await page.reload();

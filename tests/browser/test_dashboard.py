@@ -46,6 +46,7 @@ CHECKS = {
     "texts stand out: dark",
     "dark is another paper, and the button chooses",
     "a hidden tab asks nothing",
+    "an outage is told, and its end",
     "another tab has to sign in, a reload doesn't",
     "signing out forgets the key",
     "no error on the console",
