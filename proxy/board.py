@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from proxy.auth.key import Key
 from proxy.errors import ClientError, InvalidApiKey
 from proxy.http.access import Access
-from proxy.observe.access_log import AccessLog
+from proxy.observe.access_log import AccessLog, unseen
 from proxy.observe.history import INTERVAL, History
 from proxy.observe.recent import Recent
 from proxy.observe.record import session_part
@@ -39,13 +39,14 @@ class Board:
         self._stats = stats
         self._history = History()
         self._sampler: asyncio.Task[None] | None = None
-        recent: Recent | None = None
+        self._log = access_log
+        self._recent: Recent | None = None
         if access_log.sinks:
-            recent = reader = Recent(list(served), access_log.buffer.statements)
-            access_log.on_batch = lambda rows, number, events: reader.add(rows, number, events, time.time())
+            self._recent = Recent(list(served), access_log.buffer.statements)
+            access_log.on_batch = self._read
         keys = {name: each.keys for name, each in served.items()}
         self.access = Access(keys, self._refused, self._seen)
-        self.tell = Status(snapshot, self._history, recent, time.time).tell
+        self.tell = Status(snapshot, self._history, self._recent, time.time).tell
 
     def start(self) -> None:
         """Start sampling."""
@@ -59,6 +60,15 @@ class Board:
         while True:
             self._history.add(self._snapshot(), time.monotonic(), time.time())
             await asyncio.sleep(INTERVAL)
+
+    def _read(self, rows: bytes, number: int, events: list[int]) -> None:
+        """Take a batch of the access log in; the log must go on whatever becomes of that."""
+        assert self._recent is not None
+        try:
+            self._recent.add(rows, number, events, time.time())
+        except Exception:
+            log.exception("the dashboard can't read the access log, and stops doing so")
+            self._log.on_batch = unseen
 
     def _refused(self, key_id: str, address: str, error: ClientError) -> None:
         why = error.why if isinstance(error, InvalidApiKey) else error.code.lower()
