@@ -1,6 +1,7 @@
 # make demo   an embedded PostgreSQL with a replica, two users, the proxy in front (ARGS=--once: a tour by itself)
 # make test   all tests with the compiled modules, then the pure ones interpreted (ARGS: pytest's)
 # make test-drivers   drivers of other languages too, each on a small pool: installs them (ARGS: --json FILE, --readme)
+# make test-browser   the dashboard in Chromium, under load: installs it (ARGS: --screenshots DIR --load SECONDS)
 # make fuzz   a search for input that breaks the protocol's laws (SECONDS=60), compiled, then interpreted
 # make bench  against PgBouncer, in one run (ARGS: see python -m tests.bench --help)
 # make drill  what clients see as hosts come and go: a failover, each fault, and their own writes: six minutes
@@ -22,18 +23,22 @@ pip := $(bin)/python -m pip install --quiet --disable-pip-version-check
 workers := -n 4 --dist loadfile
 sources := $(shell find proxy -name '*.py')
 
-.PHONY: demo test test-drivers fuzz bench drill thousand reads lint build clean
+.PHONY: demo test test-drivers test-browser fuzz bench drill thousand reads lint build clean
 
 demo: build
 	@$(bin)/pgsluice demo $(ARGS)
 
 test: build .venv/developing
-	$(bin)/pytest --ignore=tests/drivers $(workers) $(ARGS)
-	PGSLUICE_INTERPRETED=1 $(bin)/pytest -q --ignore=tests/integration --ignore=tests/drivers $(workers) $(ARGS)
+	$(bin)/pytest --ignore=tests/drivers --ignore=tests/browser $(workers) $(ARGS)
+	PGSLUICE_INTERPRETED=1 $(bin)/pytest -q --ignore=tests/integration --ignore=tests/drivers --ignore=tests/browser $(workers) $(ARGS)
 
 test-drivers: build .venv/developing
 	tests/drivers/install
 	$(bin)/pytest -q --tb=short tests/drivers $(ARGS)
+
+test-browser: build .venv/developing
+	tests/browser/install
+	$(bin)/pytest -q --tb=short tests/browser $(ARGS)
 
 fuzz: build .venv/developing
 	$(bin)/python -m tests.fuzz --seconds $(SECONDS) $(ARGS)

@@ -22,6 +22,7 @@ import uvloop
 
 import proxy
 from proxy.auth.key import Key
+from proxy.board import Board
 from proxy.config import (
     Config,
     ConfigError,
@@ -132,6 +133,7 @@ class Proxy:
         self._tls = _listener_tls(config.listen.tls)
         self._listeners: list[tcp.Acceptor] = []
         self._http: http_server.HttpServer | None = None
+        self._board: Board | None = None
         self._sweeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -143,8 +145,16 @@ class Proxy:
         self._sweeper = spawn(self._sweep(), "sweep sessions")
         if self._config.http is not None:
             metrics = Metrics(self.snapshot)
+            self._board = board = Board(self.snapshot, self.served, self.access_log, self.stats)
+            board.start()
             self._http = await http_server.start(
-                self._config.http.host, self._config.http.port, metrics.render, self.ready, self.health
+                self._config.http.host,
+                self._config.http.port,
+                metrics.render,
+                self.ready,
+                self.health,
+                board.access,
+                board.tell,
             )
         await self._listen()
 
@@ -174,6 +184,8 @@ class Proxy:
         for login in list(self.gate.logins):
             login.end(ShuttingDown())
         await stop(self._sweeper)
+        if self._board is not None:
+            await self._board.stop()
         for served in self.served.values():
             await served.stop()
         await self.access_log.close(_CLOSE_LOG)

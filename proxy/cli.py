@@ -494,6 +494,51 @@ def _backup(left_out: bool, directory: Path, pg_dump: str) -> Backup | None:
 
 
 @app.command()
+def top(
+    url: Annotated[
+        str | None,
+        typer.Option("--url", metavar="URL", help="The HTTP port; else that of the configuration."),
+    ] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option("--key-file", metavar="FILE", help="Holds the API key. [default: PGSLUICE_API_KEY]"),
+    ] = None,
+    interval: Annotated[str, typer.Option(metavar="DURATION", help="How often it asks.")] = "2s",
+    once: Annotated[bool, typer.Option("--once", help="Print one frame, and end.")] = False,
+    database: Annotated[
+        str | None,
+        typer.Option("--database", metavar="NAME", help="Of those that the key may see; else the first."),
+    ] = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show live what a running proxy does: pools, hosts, statements, keys, denials. Ctrl-C ends it.
+
+    Needs a key with the permission admin or read:metrics, as the dashboard does.
+    """
+    with _told():
+        from proxy import top as terminal
+
+        seconds = _duration(interval, "--interval")
+        if url is None:
+            chosen = _chosen(config)
+            named = chosen is not None or os.environ.get("DB_NAME")
+            url = terminal.url_of(_configuration(chosen)) if named else terminal.DEFAULT_URL
+        source = terminal.Source(url, terminal.read_key(key_file), database)
+        raise typer.Exit(terminal.run(source, seconds, once, as_json))
+
+
+def _duration(text: str, option: str) -> float:
+    """Return seconds, at least a tenth of one, so that nothing is asked without a pause."""
+    from proxy.config.units import duration
+
+    try:
+        return max(duration(text), 0.1)
+    except ValueError as error:
+        raise SluiceError(f"{option}: {error}") from None
+
+
+@app.command()
 def demo(
     once: Annotated[bool, typer.Option("--once", help="Give the tour, check each step, and end.")] = False,
     port: Annotated[int, typer.Option(help="The proxy's port; another if it is taken.")] = 6432,

@@ -23,8 +23,8 @@ LAYERS = """
     preflight
     session
     admin http
-    app
-    embedded migrate setup keys keychecks keyprint keytool deploy explain demo
+    board app
+    embedded migrate setup keys keychecks keyprint keytool deploy explain top demo
     cli __main__
 """
 RANK = {name: rank for rank, row in enumerate(LAYERS.split("\n")) for name in row.split()}

@@ -63,6 +63,7 @@ def _wait(running: Stage, console: Console) -> int:
     for suggestion in _SUGGESTIONS:
         console.print(f"  {suggestion}", soft_wrap=True)
     console.print("\nLook at:", style="bold")
+    console.print(f"  {running.url('/')}  the dashboard: sign in with the admin's password from above")
     for path in ("/metrics", "/health", "/readyz"):
         console.print(f"  {running.url(path)}")
     console.print("\nThe proxy's log and configuration:", style="bold")

@@ -4,6 +4,7 @@
     /healthz   alive: the event loop answers
     /readyz    can serve: 200, or 503 while it can't or is draining
     /health    the same with detail, as JSON
+    /          the dashboard, and /api/status behind it: see proxy.http.dashboard
 
 What is shown comes from callables: nothing here knows the proxy.
 """
@@ -16,6 +17,8 @@ from typing import Any, Final
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from proxy.http.dashboard import Dashboard
 
 # What a browser needs to be told about plain data; a page that needs more sets its own headers.
 SECURITY_HEADERS: Final = {
@@ -32,7 +35,9 @@ Ready = Callable[[], bool]
 Health = Callable[[], Mapping[str, object]]
 
 
-def make_app(render_metrics: RenderMetrics, ready: Ready, health: Health) -> FastAPI:
+def make_app(
+    render_metrics: RenderMetrics, ready: Ready, health: Health, dashboard: Dashboard | None = None
+) -> FastAPI:
     """Return the application, for `start` and for tests; without pages of documentation."""
     app = FastAPI(title="pgsluice", docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -58,6 +63,8 @@ def make_app(render_metrics: RenderMetrics, ready: Ready, health: Health) -> Fas
     for path, endpoint in routes.items():
         # Load balancers probe with HEAD too.
         app.add_api_route(path, endpoint, methods=["GET", "HEAD"], response_class=Response)
+    if dashboard is not None:
+        dashboard.add_to(app)
     return app
 
 

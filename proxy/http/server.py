@@ -19,7 +19,9 @@ from proxy.errors import SluiceError, reason
 if TYPE_CHECKING:
     from uvicorn import Server
 
+    from proxy.http.access import Access
     from proxy.http.app import Health, Ready, RenderMetrics
+    from proxy.http.dashboard import Tell
 
 log = logging.getLogger(__name__)
 
@@ -48,16 +50,24 @@ class HttpServer:
 
 
 async def start(
-    host: str, port: int, render_metrics: RenderMetrics, ready: Ready, health: Health
+    host: str,
+    port: int,
+    render_metrics: RenderMetrics,
+    ready: Ready,
+    health: Health,
+    access: Access | None = None,
+    tell: Tell | None = None,
 ) -> HttpServer:
     """Listen on each address of `host` and serve.
 
     `render_metrics` gets the header Accept and returns body and content type; `health` returns what JSON can
-    hold. Raises HttpBindError.
+    hold. With `access` and `tell` there is a dashboard: who may see it, and what it shows of a database. Raises
+    HttpBindError.
     """
     from uvicorn import Config, Server
 
     from proxy.http.app import make_app, with_security_headers
+    from proxy.http.dashboard import Dashboard
 
     class QuietServer(Server):
         """Leaves the signals to the proxy."""
@@ -66,8 +76,9 @@ async def start(
         def capture_signals(self) -> Iterator[None]:
             yield
 
+    dashboard = Dashboard(access, tell) if access is not None and tell is not None else None
     config = Config(
-        with_security_headers(make_app(render_metrics, ready, health)),
+        with_security_headers(make_app(render_metrics, ready, health, dashboard)),
         http="h11",
         ws="none",
         lifespan="off",

@@ -40,6 +40,13 @@ _COPY_TIMEOUT: Final = 30.0
 _COMPLAIN_EVERY: Final = 10.0
 
 
+OnBatch = Callable[[bytes, int, list[int]], None]
+
+
+def unseen(rows: bytes, number: int, events: list[int]) -> None:
+    """Stand in for on_batch while nobody looks."""
+
+
 class Sink:
     """One destination: delivers batches in order, tries again what failed, counts what was lost.
 
@@ -230,6 +237,8 @@ class AccessLog:
         retry_delay: float = 0.25,
     ) -> None:
         self.sinks: list[Sink] = []
+        # Is shown each batch: its rows, their number, and where those begin that aren't statements.
+        self.on_batch: OnBatch = unseen
         self.spool = spool
         self._lines = lines
         if copy is not None:
@@ -253,9 +262,11 @@ class AccessLog:
     def flush(self) -> None:
         """Hand what was recorded to the sinks now, without waiting for them."""
         if number := self.buffer.rows:
+            events = self.buffer.events
             rows = self.buffer.take(os.urandom(SEED))
             for sink in self.sinks:
                 sink.put(rows, number)
+            self.on_batch(rows, number, events)
 
     def reopen(self) -> None:
         """Write to new files of the same names: logrotate has moved the old ones."""

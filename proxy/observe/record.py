@@ -140,8 +140,9 @@ class AccessBuffer:
     ) -> None:
         self.enabled: Final = enabled
         self.statements: Final = statements
-        # Rows that `take` will give.
+        # Rows that `take` will give, and where those of events begin among them.
         self.rows: i64 = 0
+        self.events: list[int] = []
         self._writer = BytesWriter()
         self._wake: Final = wake
         self._wake_bytes: Final = wake_bytes
@@ -225,6 +226,7 @@ class AccessBuffer:
         """
         if not self.enabled:
             return
+        self.events.append(len(self._writer))
         self._begin(at, text_field(name))
         w = self._writer
         w.write(session)
@@ -257,6 +259,7 @@ class AccessBuffer:
         else:
             self._writer.truncate(0)
         self.rows = 0
+        self.events = []
         self._wake_at = self._wake_bytes
         if seed:
             self._random = int.from_bytes(seed[:6], "big")

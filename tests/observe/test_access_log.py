@@ -305,6 +305,21 @@ class TestAccessLog:
         for descriptor in (reader, writer):
             os.close(descriptor)
 
+    async def test_shows_each_batch_and_where_its_events_are(self) -> None:
+        access_log = AccessLog(Table().copy, flush_interval=3600.0)
+        seen: list[tuple[bytes, int, list[int]]] = []
+        access_log.on_batch = lambda *batch: seen.append(batch)
+        access_log.buffer.event("login", 1.0, SESSION, "one")
+        access_log.buffer.event("denied", 1.0, SESSION, "two")
+        access_log.flush()
+        access_log.buffer.event("login", 1.0, SESSION, "three")
+        access_log.flush()
+        access_log.flush()
+        (first, number, (start, second)), (third, _, events) = seen
+        assert (number, start, events) == (2, 0, [0])
+        assert [row["reason"] for row in decode(first[second:])] == ["two"]
+        assert [row["reason"] for row in decode(third)] == ["three"]
+
     async def test_without_sinks_records_nothing(self) -> None:
         access_log = AccessLog(None)
         access_log.start()

@@ -1,0 +1,85 @@
+"""What the dashboard has of the proxy: samples, the last minutes, and who may look; kept while HTTP is on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+
+from proxy.auth.key import Key
+from proxy.errors import ClientError, InvalidApiKey
+from proxy.http.access import Access
+from proxy.observe.access_log import AccessLog, unseen
+from proxy.observe.history import INTERVAL, History
+from proxy.observe.recent import Recent
+from proxy.observe.record import session_part
+from proxy.observe.snapshot import Snapshot
+from proxy.observe.stats import ProxyStats
+from proxy.observe.status import Status
+from proxy.session.served import Served
+from proxy.tasks import spawn, stop
+
+log = logging.getLogger(__name__)
+
+
+class Board:
+    """Samples `snapshot`, reads the access log's batches, and tells those with a key of `served`."""
+
+    def __init__(
+        self,
+        snapshot: Callable[[], Snapshot],
+        served: Mapping[str, Served],
+        access_log: AccessLog,
+        stats: ProxyStats,
+    ) -> None:
+        self._snapshot = snapshot
+        self._served = served
+        self._buffer = access_log.buffer
+        self._stats = stats
+        self._history = History()
+        self._sampler: asyncio.Task[None] | None = None
+        self._log = access_log
+        self._recent: Recent | None = None
+        if access_log.sinks:
+            self._recent = Recent(list(served), access_log.buffer.statements)
+            access_log.on_batch = self._read
+        keys = {name: each.keys for name, each in served.items()}
+        self.access = Access(keys, self._refused, self._seen)
+        self.tell = Status(snapshot, self._history, self._recent, time.time).tell
+
+    def start(self) -> None:
+        """Start sampling."""
+        self._sampler = spawn(self._sample(), "sample for the dashboard")
+
+    async def stop(self) -> None:
+        """Stop sampling."""
+        await stop(self._sampler)
+
+    async def _sample(self) -> None:
+        while True:
+            self._history.add(self._snapshot(), time.monotonic(), time.time())
+            await asyncio.sleep(INTERVAL)
+
+    def _read(self, rows: bytes, number: int, events: list[int]) -> None:
+        """Take a batch of the access log in; the log must go on whatever becomes of that."""
+        assert self._recent is not None
+        try:
+            self._recent.add(rows, number, events, time.time())
+        except Exception:
+            log.exception("the dashboard can't read the access log, and stops doing so")
+            self._log.on_batch = unseen
+
+    def _refused(self, key_id: str, address: str, error: ClientError) -> None:
+        why = error.why if isinstance(error, InvalidApiKey) else error.code.lower()
+        self._stats.logins_refused.add(why)
+        log.info("status refused to %s from %s: %s", key_id or "an unknown key", address, why)
+        part = session_part(key_id, "", address, "dashboard", "")
+        self._buffer.event(
+            "login_failed", time.time(), part, reason=why, sqlstate=error.sqlstate, code=error.code
+        )
+
+    def _seen(self, key: Key, address: str, database: str) -> None:
+        self._served[database].database.usage.add(key.id, 0, time.time())
+        part = session_part(key.id, key.user_id, address, "dashboard", database)
+        self._buffer.event("admin", time.time(), part, reason="status")
