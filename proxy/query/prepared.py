@@ -65,6 +65,7 @@ class StatementCache:
     def __init__(self, max_bytes: i64 = MAX_BYTES) -> None:
         self.max_bytes: i64 = max_bytes
         self.bytes: i64 = 0
+        # Statements that were made, and those that were found among them.
         self.made: i64 = 0
         self.shared: i64 = 0
         self._statements: dict[bytes, Statement] = {}
@@ -107,6 +108,10 @@ class StatementCache:
             + close_portal(_MAKER)
         )
         return statement
+
+    def entries(self) -> int:
+        """Return how many statements can be shared."""
+        return len(self._statements)
 
     def renew(self) -> None:
         """Share nothing that was made so far: tables have changed, and what is parsed from now on may differ.

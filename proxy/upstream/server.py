@@ -154,6 +154,9 @@ class Server:
         # Statements that no longer fit their tables: closed before they are parsed anew.
         self.stale: set[int] = set()
         self.preludes: set[int] = set()
+        # Parses of named statements that it was sent, and those that it was spared, as it held the statement.
+        self.parses: i64 = 0
+        self.spared: i64 = 0
         # Cancel requests on their way to it: it is not lent to anybody else until they are done.
         self.cancels: i64 = 0
         self.last_used: float = now
@@ -263,6 +266,7 @@ class Server:
         Returns what must be sent in front of its Parse: a Close of the statement itself where it is stale, and of
         the least recently used where there are too many. Their replies are queued.
         """
+        self.parses += 1
         size: i64 = len(statement.sql)
         closing = b""
         if self.stale and statement.number in self.stale:

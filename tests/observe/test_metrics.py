@@ -10,11 +10,19 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.observe.access_log import MemoryBacklog, Sink
 from proxy.observe.metrics import Metrics
-from proxy.observe.snapshot import HostSnapshot, ParseCacheSnapshot, PoolSnapshot, Snapshot
+from proxy.observe.snapshot import (
+    CacheSnapshot,
+    HostSnapshot,
+    ParseCacheSnapshot,
+    PoolSnapshot,
+    Snapshot,
+    SpoolSnapshot,
+)
 from proxy.observe.stats import BOUNDS_US, PoolStats, ProxyStats
 
 
 def snapshot() -> Snapshot:
+    """Return one in which each family of metrics has a sample."""
     proxy = ProxyStats()
     proxy.connections = 7
     proxy.logins = 5
@@ -26,6 +34,8 @@ def snapshot() -> Snapshot:
     pool.statement("read", 50, 1_500_000, 100, 0, b"57014")
     pool.connect_time.observe(9_000)
     pool.pins.add("listen")
+    pool.retries.add("25006")
+    pool.preludes, pool.claims = 8, 6
 
     async def deliver(rows: bytes) -> None:
         raise AssertionError("never delivered")
@@ -41,7 +51,9 @@ def snapshot() -> Snapshot:
         max_clients=5000,
         proxy=proxy,
         pools=[
-            PoolSnapshot("app", "readonly", "replica1", 1, 5, 2, 1, 4, pool, pinned=1),
+            PoolSnapshot(
+                "app", "readonly", "replica1", 1, 5, 2, 1, 4, pool, pinned=1, lends=20, parses=3, spared=9
+            ),
             PoolSnapshot("app", "primary", 'ma"in\n', 2, 10, 0, 2, 0, PoolStats()),
         ],
         hosts=[
@@ -51,7 +63,11 @@ def snapshot() -> Snapshot:
         parse_cache=ParseCacheSnapshot(
             hits=90, shape_hits=5, fingerprint_hits=3, misses=2, entries=9, bytes=4096
         ),
+        stranded={"app": 2},
+        prepared_cache=[CacheSnapshot("app", hits=30, misses=4, entries=3)],
+        key_cache=[CacheSnapshot("app", hits=11, misses=2, entries=1)],
         access_log=[sink],
+        spool=SpoolSnapshot(records=1000, bytes=250_000, segments=2, dropped=7),
     )
 
 
@@ -139,9 +155,51 @@ def test_intents_that_a_pool_has_not_seen_are_left_out(families: dict[str, Metri
     assert {(s.labels["pool"], s.labels["intent"]) for s in samples} == {("readonly", "read")}
 
 
+def test_waiting_is_told_by_intent(families: dict[str, Metric]) -> None:
+    family = families["pgsluice_queue_duration_seconds"]
+    assert sample(family, f"{family.name}_count", pool="readonly", intent="read") == 2
+    assert sample(family, f"{family.name}_sum", pool="readonly", intent="read") == pytest.approx(0.0001)
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("lends", 20),
+        ("preludes", 8),
+        ("identity_claims", 6),
+        ("server_parses", 3),
+        ("server_parses_spared", 9),
+    ],
+)
+def test_what_a_connection_found_set_or_parsed(families: dict[str, Metric], name: str, number: int) -> None:
+    assert values(families[f"pgsluice_{name}"], "pool") == {("readonly",): number, ("primary",): 0}
+
+
+def test_caches(families: dict[str, Metric]) -> None:
+    prepared, keys = families["pgsluice_prepared_cache_lookups"], families["pgsluice_key_cache_lookups"]
+    assert values(prepared, "database", "result") == {("app", "hit"): 30, ("app", "miss"): 4}
+    assert values(keys, "database", "result") == {("app", "hit"): 11, ("app", "miss"): 2}
+    assert values(families["pgsluice_prepared_cache_entries"], "database") == {("app",): 3}
+    assert values(families["pgsluice_key_cache_entries"], "database") == {("app",): 1}
+
+
+def test_the_spool(families: dict[str, Metric]) -> None:
+    for name, number in (("records", 1000), ("bytes", 250_000), ("segments", 2), ("dropped_records", 7)):
+        assert [s.value for s in families[f"pgsluice_access_log_spool_{name}"].samples] == [number], name
+
+
+def test_every_family_has_a_sample(families: dict[str, Metric]) -> None:
+    assert [name for name, family in families.items() if not family.samples] == []
+
+
 def test_hosts(families: dict[str, Metric]) -> None:
     assert values(families["pgsluice_host_up"], "host") == {("main",): 1, ("replica1",): 0}
     assert values(families["pgsluice_host_primary"], "host") == {("main",): 1, ("replica1",): 0}
+    roles = values(families["pgsluice_host_role"], "host", "role")
+    assert {labels for labels, number in roles.items() if number} == {
+        ("main", "primary"),
+        ("replica1", "replica"),
+    }
     assert values(families["pgsluice_host_breaker_open"], "host") == {("main",): 0, ("replica1",): 1}
     assert values(families["pgsluice_host_lag_seconds"], "host") == {("replica1",): 2.5}
     assert values(families["pgsluice_host_response_time_seconds"], "host") == {("main",): 0.001}
@@ -177,6 +235,7 @@ def test_names_and_labels_keep_the_conventions(families: dict[str, Metric]) -> N
         "code",
         "result",
         "sink",
+        "role",
         "le",
     }
     for family in ours(families.values()):
