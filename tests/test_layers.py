@@ -24,8 +24,8 @@ LAYERS = """
     session
     admin http
     app
-    embedded migrate setup keys keychecks keyprint keytool deploy explain demo
-    cli __main__
+    embedded migrate setup keys keychecks keyprint keytool logreader deploy explain demo
+    options cli __main__
 """
 RANK = {name: rank for rank, row in enumerate(LAYERS.split("\n")) for name in row.split()}
 PURE = {"wire", "query"}
