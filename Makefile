@@ -1,6 +1,7 @@
 # make demo   an embedded PostgreSQL with a replica, two users, the proxy in front (ARGS=--once: a tour by itself)
 # make test   all tests with the compiled modules, then the pure ones interpreted (ARGS: pytest's)
 # make test-drivers   drivers of other languages too, each on a small pool: installs them (ARGS: --json FILE, --readme)
+# make test-deploy    a real Prometheus on deploy/'s rules and dashboard: installs it
 # make fuzz   a search for input that breaks the protocol's laws (SECONDS=60), compiled, then interpreted
 # make bench  against PgBouncer, in one run (ARGS: see python -m tests.bench --help)
 # make thousand  1,000 clients over 5 server connections for a minute: nothing of one is seen by another
@@ -20,18 +21,22 @@ pip := $(bin)/python -m pip install --quiet --disable-pip-version-check
 workers := -n 4 --dist loadfile
 sources := $(shell find proxy -name '*.py')
 
-.PHONY: demo test test-drivers fuzz bench thousand lint build clean
+.PHONY: demo test test-drivers test-deploy fuzz bench thousand lint build clean
 
 demo: build
 	@$(bin)/pgsluice demo $(ARGS)
 
 test: build .venv/developing
-	$(bin)/pytest --ignore=tests/drivers $(workers) $(ARGS)
-	PGSLUICE_INTERPRETED=1 $(bin)/pytest -q --ignore=tests/integration --ignore=tests/drivers $(workers) $(ARGS)
+	$(bin)/pytest --ignore=tests/drivers --ignore=tests/deploy $(workers) $(ARGS)
+	PGSLUICE_INTERPRETED=1 $(bin)/pytest -q --ignore=tests/integration --ignore=tests/drivers --ignore=tests/deploy $(workers) $(ARGS)
 
 test-drivers: build .venv/developing
 	tests/drivers/install
 	$(bin)/pytest -q --tb=short tests/drivers $(ARGS)
+
+test-deploy: build .venv/developing
+	tests/deploy/install
+	$(bin)/pytest -q --tb=short tests/deploy $(ARGS)
 
 fuzz: build .venv/developing
 	$(bin)/python -m tests.fuzz --seconds $(SECONDS) $(ARGS)
