@@ -15,6 +15,7 @@ from mypy_extensions import i64
 
 from proxy.query.intent import Intent
 from proxy.query.parameters import Profile
+from proxy.query.traceparent import traceparent_of
 from proxy.wire.messages import bind_text, close_portal, close_statement, execute, parse
 
 MAX_BYTES: Final = 16 * 1024 * 1024
@@ -48,6 +49,8 @@ class Statement:
         self.intent = intent
         self.profile: Profile | None = profile
         self.parse_message: bytes = parse(self.name, sql, types)
+        # Whose trace it belongs to, as its text says.
+        self.traceparent: bytes = traceparent_of(sql)
         # It was prepared by SQL: `sql` is the PREPARE, and parse_message is five messages, answered by these.
         self.by_sql = False
         # It has run once: some server has taken it.

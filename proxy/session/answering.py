@@ -108,6 +108,7 @@ class Answering(SessionState):
         pool.stats.statement(
             intent.kind, queued_us, duration_us - queued_us, reply.bytes_in, reply.bytes_out, reply.sqlstate
         )
+        statement = reply.statement
         database.access.statement(
             self.log_part,
             pool.log_part,
@@ -124,7 +125,7 @@ class Answering(SessionState):
             self.pinned != "",
             reply.sqlstate,
             reply.code,
-            b"",
+            reply.traceparent if statement is None else statement.traceparent,
         )
 
     def record_unanswered(self, server: Server, sqlstate: bytes, code: bytes) -> None:
@@ -136,17 +137,18 @@ class Answering(SessionState):
             # Once is enough, whatever ends the session behind this.
             reply.sent_at = 0.0
 
-    def record_begin(self, pool: Pool, begin: Intent) -> None:
+    def record_begin(self, pool: Pool, begin: Statement) -> None:
         """Record a BEGIN that was answered before it was sent."""
         self.uses += 1
         database = self.database
         at = self.begun_at + database.wall_offset
-        pool.stats.statement(begin.kind, 0, 0, 0, 0, b"")
+        intent = begin.intent
+        pool.stats.statement(intent.kind, 0, 0, 0, 0, b"")
         database.access.statement(
             self.log_part,
             pool.log_part,
-            where_part(self.route, begin, False),
-            begin,
+            where_part(self.route, intent, False),
+            intent,
             at,
             0,
             0,
@@ -158,7 +160,7 @@ class Answering(SessionState):
             self.pinned != "",
             b"",
             b"",
-            b"",
+            begin.traceparent,
         )
 
     def _took_effect(self, server: Server, intent: Intent) -> None:

@@ -14,7 +14,7 @@ import yaml
 
 from proxy.embedded import Cluster, free_port
 from tests.integration.support import Installation, Proxy, wait_until
-from tests.test_deploy import DASHBOARD, DEPLOY, RULES, alerts, panels
+from tests.test_watching import DASHBOARD, DEPLOY, RULES, alerts, panels
 
 pytestmark = pytest.mark.timeout(120)
 

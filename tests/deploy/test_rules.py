@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from tests.deploy.alerts import CASES, as_tests
-from tests.test_deploy import DEPLOY, RULES, alerts
+from tests.test_watching import DEPLOY, RULES, alerts
 
 
 def run(*command: str) -> str:

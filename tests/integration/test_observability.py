@@ -102,6 +102,21 @@ def test_each_statement_has_a_row(
     assert rows[f"DELETE FROM {table}"]["in_transaction"]
 
 
+def test_a_row_names_the_trace_that_the_statement_s_comment_names(
+    proxy: Proxy, make_key: MakeKey, installation: Installation
+) -> None:
+    key_id, key = make_key()
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    comment = f"/*action='test',traceparent='{trace}'*/"
+    with proxy.login(key_id, key).connect() as connection:
+        connection.execute(f"SELECT 1 {comment}")
+        connection.execute(f"SELECT %s {comment}", (2,))
+        connection.execute("SELECT 3 /*traceparent='00-nonsense'*/")
+    rows = _logged(installation, key_id, "statement", 3)
+    assert [row["traceparent"] for row in rows] == [trace, trace, None]
+    assert not any(trace in row["statement"] for row in rows)
+
+
 def test_logins_refusals_and_revocations_have_rows(
     proxy: Proxy, make_key: MakeKey, installation: Installation
 ) -> None:
