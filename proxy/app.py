@@ -42,10 +42,17 @@ from proxy.errors import (
 )
 from proxy.http import server as http_server
 from proxy.logs import configure
-from proxy.observe.access_log import AccessLog
+from proxy.observe.destinations import open_access_log
 from proxy.observe.healthview import health
 from proxy.observe.metrics import Metrics
-from proxy.observe.snapshot import CacheSnapshot, HostSnapshot, ParseCacheSnapshot, PoolSnapshot, Snapshot
+from proxy.observe.snapshot import (
+    CacheSnapshot,
+    HostSnapshot,
+    ParseCacheSnapshot,
+    PoolSnapshot,
+    Snapshot,
+    SpoolSnapshot,
+)
 from proxy.observe.stats import ProxyStats
 from proxy.session.arrival import admit
 from proxy.session.cancel import cancel_held, cancel_server, cancel_session
@@ -111,13 +118,7 @@ class Proxy:
     def __init__(self, config: Config) -> None:
         self._config = config
         self.draining = False
-        log_config = config.access_log
-        self.access_log = AccessLog(
-            self._copy_access_log if "table" in log_config.sinks else None,
-            sys.stdout.fileno() if "stdout" in log_config.sinks else None,
-            log_config.statements,
-            log_config.flush_interval,
-        )
+        self.access_log = open_access_log(config.access_log, self._copy_access_log)
         buffer = self.access_log.buffer
         self.stats = ProxyStats()
         self.served = {
@@ -196,12 +197,15 @@ class Proxy:
         Hosts, logins and ports need a restart; where they differ, the log says so.
         """
         configure(config.logging)
+        self.access_log.reopen()
         self._reload_tls(config.listen.tls)
         changed = ["listen"] if _without_tls(config.listen) != _without_tls(self._config.listen) else []
         changed += [
-            section for section in _RESTART if getattr(config, section) != getattr(self._config, section)
+            section for section in _RESTART if _fixed(config, section) != _fixed(self._config, section)
         ]
         changed += sorted(config.databases.keys() ^ self.served.keys())
+        for served in self.served.values():
+            served.watch_slow(config.access_log.slow_query)
         for name, settings in config.databases.items():
             if name in self.served and not self.served[name].reload(settings):
                 changed.append(name)
@@ -267,6 +271,7 @@ class Proxy:
             for host in served.cluster.hosts
         ]
         caches = [served.database.intents for served in self.served.values()]
+        spool = self.access_log.spool
         return Snapshot(
             version=proxy.__version__,
             compiled=proxy.compiled(),
@@ -296,6 +301,9 @@ class Proxy:
                 for name, served in self.served.items()
             ],
             access_log=self.access_log.sinks,
+            spool=SpoolSnapshot(spool.rows, spool.bytes, spool.segments, spool.unreadable)
+            if spool is not None
+            else SpoolSnapshot(),
         )
 
     async def _listen(self) -> None:
@@ -369,8 +377,8 @@ class Proxy:
                         # The server heeds no cancel: a function may catch it, a COPY waits for its client.
                         session.fatal(QueryTimeout(extra=f"query_timeout={served.query_timeout:g}s"))
 
-    async def _copy_access_log(self, payload: Iterable[memoryview]) -> None:
-        await next(iter(self.served.values())).copy_access_log(payload)
+    async def _copy_access_log(self, payload: Iterable[memoryview], again: bool) -> None:
+        await next(iter(self.served.values())).access_table.write(payload, again)
 
 
 def _cancel_abandoned(server: Server) -> None:
@@ -385,6 +393,12 @@ def _address(session: Session) -> str:
 
 def _listener_tls(settings: ListenTls) -> ListenerTls | None:
     return ListenerTls(settings) if settings.mode != "off" else None
+
+
+def _fixed(config: Config, section: str) -> object:
+    """Return what a reload can't take over of a section."""
+    value = getattr(config, section)
+    return value.model_dump(exclude={"slow_query"}) if section == "access_log" else value
 
 
 def _without_tls(listen: Listen) -> dict[str, object]:

@@ -58,9 +58,10 @@ def logs(
 def _with_table(place: Place) -> Place:
     config = place.config
     if config is not None and "table" not in config.access_log.sinks:
+        files = [sink.removeprefix("file:") for sink in config.access_log.sinks if sink.startswith("file:")]
+        where = files[0] if files else "what the proxy's standard output goes to"
         raise SluiceError(
-            "this configuration keeps no access log in a table (access_log.sinks);"
-            " --file names a file of its lines on standard output"
+            f"this configuration keeps no access log in a table (access_log.sinks): read {where} with --file"
         )
     return place
 

@@ -352,12 +352,12 @@ def _access_log(sinks: Sequence[Sink]) -> Iterator[Metric]:
 
 
 def _spool(spool: SpoolSnapshot) -> Iterator[Metric]:
-    yield _gauge("access_log_spool_records", "Access records that wait on disk.", spool.records)
-    yield _gauge("access_log_spool_bytes", "Size of the access records that wait on disk.", spool.bytes)
-    yield _gauge("access_log_spool_segments", "Files that hold the access records on disk.", spool.segments)
+    yield _gauge("access_log_spool_records", "Access records that wait in the spool.", spool.records)
+    yield _gauge("access_log_spool_bytes", "Size of the access records that wait in the spool.", spool.bytes)
+    yield _gauge("access_log_spool_segments", "Files of the spool.", spool.segments)
     yield _counter(
         "access_log_spool_dropped_records",
-        "Access records that were dropped from the disk: it was full, or they were older than the retention.",
+        "Access records of the spool that were damaged on disk, and so lost.",
         spool.dropped,
     )
 

@@ -79,7 +79,7 @@ class CacheSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class SpoolSnapshot:
-    """Access records that wait on disk, in so many files and bytes; `dropped` are those lost from there."""
+    """Access records that wait in the spool, its size and files; `dropped` are those that were damaged there."""
 
     records: int = 0
     bytes: int = 0

@@ -69,12 +69,21 @@ def test_what_makes_no_sense_is_told(log: Path, arguments: list[str], said: str)
     assert shown.stderr.startswith(f"pgsluice: {said}")
 
 
-def test_a_configuration_without_a_table_points_at_the_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sinks", "where"),
+    [
+        ("stdout", "what the proxy's standard output goes to"),
+        ("'file:/var/log/access.log'", "/var/log/access.log"),
+    ],
+)
+def test_a_configuration_without_a_table_points_at_the_file(tmp_path: Path, sinks: str, where: str) -> None:
     config = tmp_path / "pgsluice.yaml"
-    config.write_text("databases: {app: {control: {user: sluice_control}}}\naccess_log: {sinks: [stdout]}\n")
+    config.write_text(
+        f"databases: {{app: {{control: {{user: sluice_control}}}}}}\naccess_log: {{sinks: [{sinks}]}}\n"
+    )
     shown = run("-c", str(config))
     assert (shown.exit_code, shown.stdout) == (1, "")
-    assert "keeps no access log in a table" in shown.stderr and "--file" in shown.stderr
+    assert f"keeps no access log in a table (access_log.sinks): read {where} with --file" in shown.stderr
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from proxy.observe.access_log import MemoryBacklog, Sink
+from proxy.observe.access_log import Sink
+from proxy.observe.batches import Batch, MemoryBacklog
 from proxy.observe.snapshot import (
     CacheSnapshot,
     HostSnapshot,
@@ -30,7 +31,7 @@ def snapshot() -> Snapshot:
     pool.retries.add("25006")
     pool.preludes, pool.claims = 8, 6
 
-    async def deliver(rows: bytes) -> None:
+    async def deliver(batch: Batch) -> None:
         raise AssertionError("never delivered")
 
     sink = Sink("table", deliver, MemoryBacklog(100))

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from proxy.observe.access_log import MemoryBacklog, Sink
+from proxy.observe.access_log import Sink
+from proxy.observe.batches import Batch, MemoryBacklog
 from proxy.observe.healthview import health, status
 from proxy.observe.snapshot import HostSnapshot, PoolSnapshot, Snapshot, SpoolSnapshot
 from proxy.observe.stats import PoolStats, ProxyStats
@@ -99,7 +100,7 @@ def test_the_rest_is_told() -> None:
 
 
 def test_a_sink_of_the_access_log_that_fails_is_told() -> None:
-    async def deliver(rows: bytes) -> None:
+    async def deliver(batch: Batch) -> None:
         raise AssertionError("never delivered")
 
     sink = Sink("table", deliver, MemoryBacklog(1000))
