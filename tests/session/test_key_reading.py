@@ -111,4 +111,5 @@ async def test_where_there_never_was_a_primary_replicas_count(rig: Rig) -> None:
     reading.knows = lambda _: True
     assert await reading.fetch(KEY) is None
     rig.controls["three"].has = "there"
-    assert await reading.fetch(KEY) == "there"
+    found: object = await reading.fetch(KEY)
+    assert found == "there"
