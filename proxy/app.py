@@ -245,7 +245,6 @@ class Proxy:
                 stats=pool.stats,
                 pinned=pool.pinned,
                 busy=pool.opening + len(pool.errands),
-                lends=pool.lends(),
                 parses=pool.parses(),
                 spared=pool.spared(),
             )

@@ -235,7 +235,7 @@ def _pool_counters(pools: Sequence[PoolSnapshot]) -> Iterator[Metric]:
             ("acquire_timeouts", "Sessions that waited in vain for a server connection."),
             ("cancels", "Cancel requests that were passed to a server."),
             ("resets", "Server connections cleaned for another session."),
-            ("lends", "Times that a session was lent a server connection."),
+            ("assignments", "Times that a session was lent a server connection."),
             (
                 "preludes",
                 "Units that had an identity or settings set in front of them; others found theirs set.",
@@ -254,7 +254,7 @@ def _pool_counters(pools: Sequence[PoolSnapshot]) -> Iterator[Metric]:
             stats.acquire_timeouts,
             stats.cancels,
             stats.resets,
-            pool.lends,
+            stats.assignments,
             stats.preludes,
             stats.claims,
             pool.parses,

@@ -34,9 +34,8 @@ class PoolSnapshot:
     pinned: int = 0
     # Connections that are being opened, or reset.
     busy: int = 0
-    # Since the start: how often sessions were lent a connection; named statements that servers were sent to parse,
-    # and those that weren't, as the server held them.
-    lends: int = 0
+    # Since the start: named statements that servers were sent to parse, and those that weren't, as the server held
+    # them.
     parses: int = 0
     spared: int = 0
 

@@ -149,13 +149,15 @@ class PoolStats:
         self.resets: i64 = 0
         # Requests that gave up after acquire_timeout.
         self.acquire_timeouts: i64 = 0
+        # Times that a connection was lent to a session.
+        self.assignments: i64 = 0
+        # Statements that were prepared on connections that are closed by now.
+        self.server_parses: i64 = 0
+        # Named statements that such connections held when a session prepared them.
+        self.server_spared: i64 = 0
         # Units that had identity or settings set in front of them, and how many of these had an identity.
         self.preludes: i64 = 0
         self.claims: i64 = 0
-        # What connections did that are closed by now: see Pool.lends(), parses() and spared().
-        self.past_lends: i64 = 0
-        self.past_parses: i64 = 0
-        self.past_spared: i64 = 0
 
     @property
     def queue_time(self) -> Histogram:

@@ -150,12 +150,13 @@ class Server:
         # Statements it holds by number, the least recently used first; the unnamed one; prelude forms.
         self.statements: dict[int, Statement] = {}
         self.statement_bytes: i64 = 0
+        # How many were ever prepared here.
+        self.parses: i64 = 0
         self.unnamed: Statement | None = None
         # Statements that no longer fit their tables: closed before they are parsed anew.
         self.stale: set[int] = set()
         self.preludes: set[int] = set()
-        # Parses of named statements that it was sent, and those that it was spared, as it held the statement.
-        self.parses: i64 = 0
+        # Parses of named statements that it was spared, as it held the statement.
         self.spared: i64 = 0
         # Cancel requests on their way to it: it is not lent to anybody else until they are done.
         self.cancels: i64 = 0
@@ -266,8 +267,8 @@ class Server:
         Returns what must be sent in front of its Parse: a Close of the statement itself where it is stale, and of
         the least recently used where there are too many. Their replies are queued.
         """
-        self.parses += 1
         size: i64 = len(statement.sql)
+        self.parses += 1
         closing = b""
         if self.stale and statement.number in self.stale:
             self.stale.discard(statement.number)

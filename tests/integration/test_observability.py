@@ -207,7 +207,7 @@ def test_metrics_count_what_clients_did(proxy: Proxy, make_key: MakeKey, make_ta
     assert grown("pgsluice_query_duration_seconds_count", pool="readonly", intent="read") == 12
     assert grown("pgsluice_queue_duration_seconds_count", pool="readonly", intent="read") == 12
     assert grown("pgsluice_query_duration_seconds_count", pool="primary", intent="write") == 3
-    assert grown("pgsluice_lends_total", pool="readonly") >= 12
+    assert grown("pgsluice_assignments_total", pool="readonly") >= 12
     # At the first use of a connection by this user, and not at the others.
     assert 1 <= grown("pgsluice_identity_claims_total", pool="readonly") <= 4
     assert grown("pgsluice_server_parses_total", pool="readonly") >= 1

@@ -29,7 +29,7 @@ def snapshot() -> Snapshot:
     pool.connect_time.observe(9_000)
     pool.pins.add("listen")
     pool.retries.add("25006")
-    pool.preludes, pool.claims = 8, 6
+    pool.assignments, pool.preludes, pool.claims = 20, 8, 6
 
     async def deliver(batch: Batch) -> None:
         raise AssertionError("never delivered")
@@ -45,9 +45,7 @@ def snapshot() -> Snapshot:
         max_clients=5000,
         proxy=proxy,
         pools=[
-            PoolSnapshot(
-                "app", "readonly", "replica1", 1, 5, 2, 1, 4, pool, pinned=1, lends=20, parses=3, spared=9
-            ),
+            PoolSnapshot("app", "readonly", "replica1", 1, 5, 2, 1, 4, pool, pinned=1, parses=3, spared=9),
             PoolSnapshot("app", "primary", 'ma"in\n', 2, 10, 0, 2, 0, PoolStats()),
         ],
         hosts=[

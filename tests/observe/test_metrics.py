@@ -106,7 +106,7 @@ def test_waiting_is_told_by_intent(families: dict[str, Metric]) -> None:
 @pytest.mark.parametrize(
     ("name", "number"),
     [
-        ("lends", 20),
+        ("assignments", 20),
         ("preludes", 8),
         ("identity_claims", 6),
         ("server_parses", 3),

@@ -356,9 +356,9 @@ def test_preludes_and_their_claims_are_counted() -> None:
     for _ in range(3):
         alice.ask(query("SELECT 1"))
     pool = world.pool("readonly")
-    assert (pool.stats.preludes, pool.stats.claims, pool.lends()) == (1, 1, 3), (
+    assert (pool.stats.preludes, pool.stats.claims, pool.stats.assignments) == (1, 1, 3), (
         "the others find what it has set"
     )
     bob.ask(query("SELECT 1"))
     assert pool.stats.resets == 1
-    assert (pool.stats.preludes, pool.stats.claims, pool.lends()) == (2, 2, 4)
+    assert (pool.stats.preludes, pool.stats.claims, pool.stats.assignments) == (2, 2, 4)
