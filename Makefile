@@ -2,6 +2,7 @@
 # make test   all tests with the compiled modules, then the pure ones interpreted (ARGS: pytest's)
 # make test-drivers   drivers of other languages too, each on a small pool: installs them (ARGS: --json FILE, --readme)
 # make test-browser   the dashboard in Chromium, under load: installs it (ARGS: --screenshots DIR --load SECONDS)
+# make test-deploy    a real Prometheus on deploy/'s rules and dashboard: installs it
 # make fuzz   a search for input that breaks the protocol's laws (SECONDS=60), compiled, then interpreted
 # make bench  against PgBouncer, in one run (ARGS: see python -m tests.bench --help)
 # make drill  what clients see as hosts come and go: a failover, each fault, and their own writes: six minutes
@@ -21,16 +22,18 @@ pip := $(bin)/python -m pip install --quiet --disable-pip-version-check
 # Each worker has a PostgreSQL of its own, and one file's tests stay together; more workers than processors, because many
 # tests wait for something. ARGS=-n0 does without workers.
 workers := -n 4 --dist loadfile
+# What needs Debian's packages, and so root, has targets of its own.
+apart := --ignore=tests/drivers --ignore=tests/browser --ignore=tests/deploy
 sources := $(shell find proxy -name '*.py')
 
-.PHONY: demo test test-drivers test-browser fuzz bench drill thousand reads lint build clean
+.PHONY: demo test test-drivers test-browser test-deploy fuzz bench drill thousand reads lint build clean
 
 demo: build
 	@$(bin)/pgsluice demo $(ARGS)
 
 test: build .venv/developing
-	$(bin)/pytest --ignore=tests/drivers --ignore=tests/browser $(workers) $(ARGS)
-	PGSLUICE_INTERPRETED=1 $(bin)/pytest -q --ignore=tests/integration --ignore=tests/drivers --ignore=tests/browser $(workers) $(ARGS)
+	$(bin)/pytest $(apart) $(workers) $(ARGS)
+	PGSLUICE_INTERPRETED=1 $(bin)/pytest -q --ignore=tests/integration $(apart) $(workers) $(ARGS)
 
 test-drivers: build .venv/developing
 	tests/drivers/install
@@ -39,6 +42,10 @@ test-drivers: build .venv/developing
 test-browser: build .venv/developing
 	tests/browser/install
 	$(bin)/pytest -q --tb=short tests/browser $(ARGS)
+
+test-deploy: build .venv/developing
+	tests/deploy/install
+	$(bin)/pytest -q --tb=short tests/deploy $(ARGS)
 
 fuzz: build .venv/developing
 	$(bin)/python -m tests.fuzz --seconds $(SECONDS) $(ARGS)

@@ -44,8 +44,16 @@ from proxy.errors import (
 from proxy.http import server as http_server
 from proxy.logs import configure
 from proxy.observe.destinations import open_access_log
+from proxy.observe.healthview import health
 from proxy.observe.metrics import Metrics
-from proxy.observe.snapshot import HostSnapshot, ParseCacheSnapshot, PoolSnapshot, Snapshot
+from proxy.observe.snapshot import (
+    CacheSnapshot,
+    HostSnapshot,
+    ParseCacheSnapshot,
+    PoolSnapshot,
+    Snapshot,
+    SpoolSnapshot,
+)
 from proxy.observe.stats import ProxyStats
 from proxy.session.arrival import admit
 from proxy.session.cancel import cancel_held, cancel_server, cancel_session
@@ -226,41 +234,13 @@ class Proxy:
 
     def ready(self) -> bool:
         """Tell whether clients can be served."""
-        return not self.draining and all(served.ready() for served in self.served.values())
+        if self.draining or not self._listeners:
+            return False
+        return all(served.ready() for served in self.served.values())
 
     def health(self) -> dict[str, object]:
         """Return what is known of hosts and pools, for /health."""
-        snapshot = self.snapshot()
-        return {
-            "status": "ready" if snapshot.ready else "draining" if self.draining else "degraded",
-            "version": snapshot.version,
-            "compiled": snapshot.compiled,
-            "clients": snapshot.clients,
-            "hosts": [
-                {
-                    "database": host.database,
-                    "host": host.host,
-                    "role": host.role,
-                    "connected": host.connected,
-                    "response_time": host.response_time,
-                    "lag": host.lag,
-                    "error": host.error,
-                }
-                for host in snapshot.hosts
-            ],
-            "pools": [
-                {
-                    "database": pool.database,
-                    "pool": pool.pool,
-                    "host": pool.host,
-                    "total": pool.active + pool.idle + pool.busy,
-                    "idle": pool.idle,
-                    "active": pool.active,
-                    "waiting": pool.waiting,
-                }
-                for pool in snapshot.pools
-            ],
-        }
+        return health(self.snapshot())
 
     def snapshot(self) -> Snapshot:
         """Return the facts of this moment, for the metrics."""
@@ -277,6 +257,8 @@ class Proxy:
                 stats=pool.stats,
                 pinned=pool.pinned,
                 busy=pool.opening + len(pool.errands),
+                parses=pool.parses(),
+                spared=pool.spared(),
             )
             for name, served in self.served.items()
             for pool in served.pools()
@@ -300,6 +282,7 @@ class Proxy:
             for host in served.cluster.hosts
         ]
         caches = [served.database.intents for served in self.served.values()]
+        spool = self.access_log.spool
         return Snapshot(
             version=proxy.__version__,
             compiled=proxy.compiled(),
@@ -319,7 +302,19 @@ class Proxy:
                 entries=sum(cache.entries() for cache in caches),
                 bytes=sum(cache.held_bytes() for cache in caches),
             ),
+            prepared_cache=[
+                CacheSnapshot(name, statements.shared, statements.made, statements.entries())
+                for name, served in self.served.items()
+                for statements in (served.database.statements,)
+            ],
+            key_cache=[
+                CacheSnapshot(name, served.keys.hits, served.keys.misses, served.keys.entries())
+                for name, served in self.served.items()
+            ],
             access_log=self.access_log.sinks,
+            spool=SpoolSnapshot(spool.rows, spool.bytes, spool.segments, spool.unreadable)
+            if spool is not None
+            else SpoolSnapshot(),
         )
 
     async def _listen(self) -> None:

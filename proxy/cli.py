@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,10 +16,28 @@ import typer
 
 import proxy
 from proxy.errors import SluiceError
+from proxy.options import (
+    AdminDsn,
+    AsJson,
+    BackupDirectory,
+    ConfigFile,
+    DatabaseName,
+    DryRun,
+    KeyId,
+    KeysConfigFile,
+    KeysDsn,
+    NoBackup,
+    OwnDirectory,
+    PgDump,
+    Schemas,
+    chosen,
+    configuration,
+    place,
+    told,
+)
 
 if TYPE_CHECKING:
     from proxy.config import Config, Problem
-    from proxy.keytool import Place
     from proxy.migrate import Backup
 
 app = typer.Typer(
@@ -36,62 +52,6 @@ migrate = typer.Typer(
 )
 
 _WRONG_CONFIGURATION = 3
-_WITHOUT_IT = "Without it: ./pgsluice.yaml where that exists and DB_NAME isn't set, else the DB_* variables."
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", metavar="FILE", help=f"The configuration. {_WITHOUT_IT}"),
-]
-KeysConfigFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        "-c",
-        metavar="FILE",
-        help=f"The configuration whose control login is used. {_WITHOUT_IT}",
-    ),
-]
-DatabaseName = Annotated[
-    str | None,
-    typer.Option(
-        "--database", metavar="NAME", help="Which of the configuration's databases; else the first."
-    ),
-]
-KeysDsn = Annotated[
-    str | None,
-    typer.Option("--dsn", metavar="DSN", help="Connect this way instead; PGHOST… fill in the rest."),
-]
-KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="Such as ctm_ab12cd34ef56.")]
-AdminDsn = Annotated[
-    str,
-    typer.Option(
-        "--dsn",
-        metavar="DSN",
-        envvar="PGSLUICE_ADMIN_DSN",
-        help="How a superuser reaches PostgreSQL; PGHOST, PGUSER… fill in the rest.",
-    ),
-]
-Schemas = Annotated[
-    list[str] | None,
-    typer.Option("--schema", metavar="NAME", help="A part of the bundled SQL; repeatable. [default: core]"),
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the SQL instead of running it.")]
-OwnDirectory = Annotated[
-    Path | None,
-    typer.Option(
-        "--directory", metavar="DIR", help="An application's own migrations, DIR/BRANCH/NNNN_name.sql."
-    ),
-]
-NoBackup = Annotated[bool, typer.Option("--no-backup", help="Go on without a backup.")]
-BackupDirectory = Annotated[
-    Path, typer.Option("--backup-directory", metavar="DIR", help="Where a backup is written. [default: here]")
-]
-PgDump = Annotated[
-    str,
-    typer.Option(
-        "--pg-dump", metavar="FILE", envvar="PGSLUICE_PG_DUMP", help="pg_dump, not older than the server."
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def main() -> None:
@@ -118,10 +78,10 @@ def _options(
 @app.command()
 def serve(config: ConfigFile = None) -> None:
     """Run the proxy. SIGTERM drains it."""
-    with _told():
+    with told():
         from proxy.app import run
 
-        raise typer.Exit(run(_chosen(config)))
+        raise typer.Exit(run(chosen(config)))
 
 
 @app.command()
@@ -142,7 +102,7 @@ def check(
 
     problems: list[Problem] = []
     try:
-        found = _configuration(_chosen(config))
+        found = configuration(chosen(config))
         problems = tls.problems(found)
     except ConfigError as error:
         problems = error.problems
@@ -155,7 +115,7 @@ def check(
         else:
             _print_counts(found)
         raise typer.Exit(_WRONG_CONFIGURATION if problems else 0)
-    with _told():
+    with told():
         raise typer.Exit(_preflight(found, as_json))
 
 
@@ -192,13 +152,96 @@ def route(
     Prints a JSON line for SQL, taken as one message that may hold several statements, or one for each
     statement of standard input.
     """
-    with _told():
+    with told():
         from proxy import explain
 
         text = sql if sql is not None else sys.stdin.read()
-        known = _configuration(config) if config is not None else None
+        known = configuration(config) if config is not None else None
         for line in explain.explain(text, known, database, each=sql is None):
             typer.echo(json.dumps(line))
+
+
+@app.command()
+def logs(
+    key: Annotated[str | None, typer.Option(metavar="KEY_ID", help="This key's alone.")] = None,
+    user: Annotated[str | None, typer.Option(metavar="USER", help="This user's alone.")] = None,
+    intent: Annotated[
+        str | None, typer.Option(metavar="INTENT", help="read, write, ddl, transaction, session or unknown.")
+    ] = None,
+    event: Annotated[
+        str | None,
+        typer.Option(
+            metavar="EVENT", help="statement, login, login_failed, denied, revoked, cancel or admin."
+        ),
+    ] = None,
+    code: Annotated[
+        str | None,
+        typer.Option(metavar="CODE", help="Such as RATE_LIMIT_EXCEEDED; the proxy's own refusals."),
+    ] = None,
+    sqlstate: Annotated[
+        str | None, typer.Option(metavar="STATE", help="Such as 42501, or two characters for a class.")
+    ] = None,
+    slower: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="What took so long or longer (250ms).")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="WHEN", help="So long ago (10m), or a time; else a day ago.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(metavar="WHEN", help="Before so long ago, or a time.")] = None,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", metavar="NUMBER", min=0, help="The newest so many.")
+    ] = 50,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C.")
+    ] = False,
+    wide: Annotated[
+        bool, typer.Option("--wide", help="Don't cut statements to the terminal's width.")
+    ] = False,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--file",
+            metavar="FILE",
+            help="Read JSON lines, as on the proxy's standard output, instead of the table; - for standard input.",
+        ),
+    ] = None,
+    config: KeysConfigFile = None,
+    database: DatabaseName = None,
+    dsn: KeysDsn = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the access log: what keys did, the newest last.
+
+    Followed, a statement is shown when it is over; one that took more than a minute only with --slower.
+
+    \b
+    Examples:
+      pgsluice logs --user alice@example.com --since 1h
+      pgsluice logs --follow --slower 250ms
+      pgsluice logs --event denied --json | jq .reason
+      pgsluice logs --file access.log --sqlstate 42
+    """  # noqa: D301  \b keeps the lines as they are
+    with told():
+        from datetime import UTC, datetime
+
+        from proxy import logreader
+
+        wanted = logreader.wanted(
+            datetime.now(UTC),
+            key=key,
+            user=user,
+            intent=intent,
+            event=event,
+            code=code,
+            sqlstate=sqlstate,
+            slower=slower,
+            since=since,
+            until=until,
+        )
+        source = file if file is not None else place(config, database, dsn)
+        raise typer.Exit(
+            logreader.logs(source, wanted, limit=limit, follow=follow, wide=wide, as_json=as_json)
+        )
 
 
 app.add_typer(keys, name="keys")
@@ -227,11 +270,11 @@ def keys_create(
     as_json: AsJson = False,
 ) -> None:
     """Make a key and print it; it can't be shown again."""
-    with _told():
+    with told():
         from proxy import keytool
 
         code = keytool.create(
-            _place(config, database, dsn, new_keys_file=True),
+            place(config, database, dsn, new_keys_file=True),
             name,
             user,
             permission or (),
@@ -253,10 +296,10 @@ def keys_list(
     as_json: AsJson = False,
 ) -> None:
     """List keys, without their secrets."""
-    with _told():
+    with told():
         from proxy import keytool
 
-        raise typer.Exit(keytool.show_all(_place(config, database, dsn), user, as_json))
+        raise typer.Exit(keytool.show_all(place(config, database, dsn), user, as_json))
 
 
 @keys.command("show")
@@ -268,10 +311,10 @@ def keys_show(
     as_json: AsJson = False,
 ) -> None:
     """Show a key's state, limits and use, without its secret."""
-    with _told():
+    with told():
         from proxy import keytool
 
-        raise typer.Exit(keytool.show(_place(config, database, dsn), key_id, as_json))
+        raise typer.Exit(keytool.show(place(config, database, dsn), key_id, as_json))
 
 
 @keys.command("revoke")
@@ -283,10 +326,10 @@ def keys_revoke(
     as_json: AsJson = False,
 ) -> None:
     """End a key and its sessions at once."""
-    with _told():
+    with told():
         from proxy import keytool
 
-        raise typer.Exit(keytool.revoke(_place(config, database, dsn), key_id, as_json))
+        raise typer.Exit(keytool.revoke(place(config, database, dsn), key_id, as_json))
 
 
 @keys.command("rotate")
@@ -299,10 +342,10 @@ def keys_rotate(
     as_json: AsJson = False,
 ) -> None:
     """Make a key like another, which stays valid for a while, and print it."""
-    with _told():
+    with told():
         from proxy import keytool
 
-        raise typer.Exit(keytool.rotate(_place(config, database, dsn), key_id, grace, as_json))
+        raise typer.Exit(keytool.rotate(place(config, database, dsn), key_id, grace, as_json))
 
 
 @keys.command("rotate-signing")
@@ -316,10 +359,10 @@ def keys_rotate_signing(
     as_json: AsJson = False,
 ) -> None:
     """Exchange the key that signs identities for a new one."""
-    with _told():
+    with told():
         from proxy import keytool
 
-        raise typer.Exit(keytool.rotate_signing(_place(config, database, dsn), now, as_json))
+        raise typer.Exit(keytool.rotate_signing(place(config, database, dsn), now, as_json))
 
 
 @app.command()
@@ -351,7 +394,7 @@ def setup(
     Passwords are taken from PGSLUICE_CONTROL_PASSWORD, APP_RW_PASSWORD, APP_RO_PASSWORD and
     APP_ADMIN_PASSWORD where they are set, else made.
     """
-    with _told():
+    with told():
         from proxy.setup import run
 
         schemas = tuple(schema or ("core",))
@@ -480,14 +523,14 @@ def migrate_create(
 
 
 def _migrate(action: str, dsn: str, **arguments: Any) -> None:
-    with _told():
+    with told():
         from proxy.migrate import run
 
         raise typer.Exit(run(action, dsn, **arguments))
 
 
 def _backup(left_out: bool, directory: Path, pg_dump: str) -> Backup | None:
-    with _told():
+    with told():
         from proxy.migrate import Backup
 
         return None if left_out else Backup(directory, pg_dump)
@@ -516,14 +559,14 @@ def top(
 
     Needs a key with the permission admin or read:metrics, as the dashboard does.
     """
-    with _told():
+    with told():
         from proxy import top as terminal
 
         seconds = _duration(interval, "--interval")
         if url is None:
-            chosen = _chosen(config)
-            named = chosen is not None or os.environ.get("DB_NAME")
-            url = terminal.url_of(_configuration(chosen)) if named else terminal.DEFAULT_URL
+            path = chosen(config)
+            named = path is not None or os.environ.get("DB_NAME")
+            url = terminal.url_of(configuration(path)) if named else terminal.DEFAULT_URL
         source = terminal.Source(url, terminal.read_key(key_file), database)
         raise typer.Exit(terminal.run(source, seconds, once, as_json))
 
@@ -548,64 +591,10 @@ def demo(
     ] = None,
 ) -> None:
     """Start a PostgreSQL with a replica and the proxy in front of it, to try things."""
-    with _told():
+    with told():
         from proxy.demo import main as show
 
         raise typer.Exit(show(once, port, http_port, directory))
-
-
-def _chosen(path: Path | None) -> Path | None:
-    """Return the configuration's file, None for the environment; a file that wasn't named is told."""
-    beside = Path("pgsluice.yaml")
-    if path is not None or os.environ.get("DB_NAME") or not beside.exists():
-        return path
-    typer.echo(f"pgsluice: reading {beside}", err=True)
-    return beside
-
-
-def _configuration(path: Path | None, *, new_keys_file: bool = False) -> Config:
-    from proxy.config import from_environment, load, refuse_unavailable
-
-    if path is not None:
-        return refuse_unavailable(load(path, os.environ, new_keys_file=new_keys_file))
-    return refuse_unavailable(from_environment(os.environ, new_keys_file=new_keys_file))
-
-
-def _place(
-    config: Path | None, database: str | None, dsn: str | None, *, new_keys_file: bool = False
-) -> Place:
-    from proxy.keytool import Place
-
-    if dsn is not None:
-        return Place(dsn=dsn)
-    return Place(config=_configuration(_chosen(config), new_keys_file=new_keys_file), name=database)
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Tell an error that was foreseen in a sentence, without a traceback, and exit with 1."""
-    from proxy.config import ConfigError
-
-    try:
-        yield
-    except ConfigError as error:
-        for problem in error.problems:
-            typer.echo(f"pgsluice: {problem}", err=True)
-        raise typer.Exit(1) from None
-    except Exception as error:
-        # Importing both drivers to name their errors would slow each command down.
-        if not isinstance(error, SluiceError | OSError) and _package(error) not in ("asyncpg", "psycopg"):
-            raise
-        # Without PostgreSQL's DETAIL, which may show a row.
-        typer.echo(f"pgsluice: {getattr(error, 'message', None) or error}", err=True)
-        for more in (getattr(error, "extra", ""), getattr(error, "hint", "")):
-            if more:
-                typer.echo(f"  {more}", err=True)
-        raise typer.Exit(1) from None
-
-
-def _package(error: Exception) -> str:
-    return type(error).__module__.partition(".")[0]
 
 
 def _print_problems(problems: list[Problem]) -> None:

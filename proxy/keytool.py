@@ -190,7 +190,7 @@ def _on_table(place: Place, work: Callable[[Connection], Awaitable[Result]]) -> 
 
 
 async def _with_connection(place: Place, work: Callable[[Connection], Awaitable[Result]]) -> Result:
-    connection = await _connect(place)
+    connection = await connect(place)
     try:
         return await work(connection)
     except (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError, asyncpg.InvalidSchemaNameError):
@@ -199,8 +199,11 @@ async def _with_connection(place: Place, work: Callable[[Connection], Awaitable[
         await connection.close()
 
 
-async def _connect(place: Place) -> Connection:
-    """Return a connection to the primary; raises SluiceError with what each host said."""
+async def connect(place: Place, *, or_replica: bool = False) -> Connection:
+    """Return a connection to the primary, or else to a replica where one will do.
+
+    Raises SluiceError with what each host said.
+    """
     if place.config is None:
         given = conninfo_to_dict(place.dsn)
         known: dict[str, Any] = {_ARGUMENTS[name]: given[name] for name in given if name in _ARGUMENTS}
@@ -211,6 +214,7 @@ async def _connect(place: Place) -> Connection:
     if login is None:
         raise SluiceError("the configuration has no control login for this database; give --dsn")
     said: list[str] = []
+    replica: Connection | None = None
     for host in database.hosts:
         where = f"{host.host}:{host.port}"
         try:
@@ -227,9 +231,16 @@ async def _connect(place: Place) -> Connection:
             said.append(f"{where}: {error or type(error).__name__}")
             continue
         if not await connection.fetchval("SELECT pg_is_in_recovery()"):
+            if replica is not None:
+                await replica.close()
             return connection
         said.append(f"{where}: a replica")
-        await connection.close()
+        if or_replica and replica is None:
+            replica = connection
+        else:
+            await connection.close()
+    if replica is not None:
+        return replica
     raise SluiceError(f"no primary answers; {'; '.join(said)}")
 
 

@@ -51,7 +51,7 @@ def test_version_tells_the_build() -> None:
 
 def test_help_names_every_command() -> None:
     result = run("--help")
-    for command in ("serve", "check", "route", "keys", "setup", "migrate", "demo"):
+    for command in ("serve", "check", "route", "logs", "keys", "setup", "migrate", "demo"):
         assert f" {command} " in result.stdout
 
 

@@ -24,8 +24,8 @@ LAYERS = """
     session
     admin http
     board app
-    embedded migrate setup keys keychecks keyprint keytool deploy explain top demo
-    cli __main__
+    embedded migrate setup keys keychecks keyprint keytool logreader deploy explain top demo
+    options cli __main__
 """
 RANK = {name: rank for rank, row in enumerate(LAYERS.split("\n")) for name in row.split()}
 PURE = {"wire", "query"}

@@ -54,6 +54,9 @@ class KeyStore:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.on_change: OnChange = _nobody
+        # Keys asked for: those that were at hand, or known not to be; those that had to be read.
+        self.hits = 0
+        self.misses = 0
         self._fetch = fetch
         self._ttl = ttl
         self._clock = clock
@@ -81,9 +84,12 @@ class KeyStore:
             # Where reading takes its time to fail, not every login has to wait for that.
             failing = self._failed_at is not None and now - self._failed_at < RETRY
             if age < self._ttl or (failing and age < self._ttl * GRACE):
+                self.hits += 1
                 return known[0]
         if now - self._unknown.get(key_id, now - UNKNOWN_TTL) < UNKNOWN_TTL:
+            self.hits += 1
             return None
+        self.misses += 1
         try:
             return await self._read(key_id)
         except UpstreamUnavailable:
@@ -122,6 +128,10 @@ class KeyStore:
             known = self._known.get(key_id)
             if known is not None and now - known[1] >= self._ttl:
                 self.changed(key_id)
+
+    def entries(self) -> int:
+        """Return how many keys are at hand."""
+        return len(self._known)
 
     async def close(self) -> None:
         """Stop reading."""

@@ -23,7 +23,16 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from proxy.observe.access_log import Sink
-from proxy.observe.snapshot import BREAKER_STATES, HostSnapshot, ParseCacheSnapshot, PoolSnapshot, Snapshot
+from proxy.observe.snapshot import (
+    BREAKER_STATES,
+    ROLES,
+    CacheSnapshot,
+    HostSnapshot,
+    ParseCacheSnapshot,
+    PoolSnapshot,
+    Snapshot,
+    SpoolSnapshot,
+)
 from proxy.observe.stats import BOUNDS_US, Histogram, ProxyStats
 
 _LIMITS = [*(str(bound / 1_000_000) for bound in BOUNDS_US), "+Inf"]
@@ -104,7 +113,20 @@ class SnapshotCollector(Collector):
             stranded.add_metric((name,), number)
         yield stranded
         yield from _parse_cache(snapshot.parse_cache)
+        yield from _cache(
+            "prepared_cache",
+            "Named and unnamed statements by whether an equal one was made before",
+            "Prepared statements that sessions can share.",
+            snapshot.prepared_cache,
+        )
+        yield from _cache(
+            "key_cache",
+            "Keys by whether they were at hand or had to be read",
+            "Keys that are at hand.",
+            snapshot.key_cache,
+        )
         yield from _access_log(snapshot.access_log)
+        yield from _spool(snapshot.spool)
 
 
 def _clients(stats: ProxyStats) -> Iterator[Metric]:
@@ -165,7 +187,9 @@ def _pool_work(pools: Sequence[PoolSnapshot]) -> Iterator[Metric]:
         labels=(*_POOL, "intent"),
     )
     queue_time = HistogramMetricFamily(
-        "pgsluice_queue_duration_seconds", "Time statements waited for a server connection.", labels=_POOL
+        "pgsluice_queue_duration_seconds",
+        "Time statements waited for a server connection.",
+        labels=(*_POOL, "intent"),
     )
     connect_time = HistogramMetricFamily(
         "pgsluice_connect_duration_seconds", "Time it took to open a server connection.", labels=_POOL
@@ -191,7 +215,7 @@ def _pool_work(pools: Sequence[PoolSnapshot]) -> Iterator[Metric]:
             # A pool sees two or three intents; a scrape that shows all six takes twice as long.
             if histogram.total():
                 query_time.add_metric((*labels, kind), *_buckets(histogram))
-        queue_time.add_metric(labels, *_buckets(pool.stats.queue_time))
+                queue_time.add_metric((*labels, kind), *_buckets(pool.stats.queue_times[kind]))
         connect_time.add_metric(labels, *_buckets(pool.stats.connect_time))
         for name, number in pool.stats.errors.counts.items():
             errors.add_metric((*labels, name), number)
@@ -211,6 +235,14 @@ def _pool_counters(pools: Sequence[PoolSnapshot]) -> Iterator[Metric]:
             ("acquire_timeouts", "Sessions that waited in vain for a server connection."),
             ("cancels", "Cancel requests that were passed to a server."),
             ("resets", "Server connections cleaned for another session."),
+            ("assignments", "Times that a session was lent a server connection."),
+            (
+                "preludes",
+                "Units that had an identity or settings set in front of them; others found theirs set.",
+            ),
+            ("identity_claims", "Signed identities that were set on a server connection."),
+            ("server_parses", "Named statements that servers were sent to parse."),
+            ("server_parses_spared", "Named statements of sessions that the server connection held already."),
         )
     ]
     for pool in pools:
@@ -222,6 +254,11 @@ def _pool_counters(pools: Sequence[PoolSnapshot]) -> Iterator[Metric]:
             stats.acquire_timeouts,
             stats.cancels,
             stats.resets,
+            stats.assignments,
+            stats.preludes,
+            stats.claims,
+            pool.parses,
+            pool.spared,
         )
         for family, number in zip(families, numbers, strict=True):
             family.add_metric((pool.database, pool.pool, pool.host), number)
@@ -231,6 +268,9 @@ def _pool_counters(pools: Sequence[PoolSnapshot]) -> Iterator[Metric]:
 def _hosts(hosts: Sequence[HostSnapshot]) -> Iterator[Metric]:
     up = GaugeMetricFamily("pgsluice_host_up", "1 where the last health check passed.", labels=_HOST)
     primary = GaugeMetricFamily("pgsluice_host_primary", "1 where the host takes writes.", labels=_HOST)
+    roles = GaugeMetricFamily(
+        "pgsluice_host_role", "1 for what the host was at its last answer.", labels=(*_HOST, "role")
+    )
     breaker = GaugeMetricFamily(
         "pgsluice_host_breaker_open", "1 where the host gets no statements, after failures.", labels=_HOST
     )
@@ -249,6 +289,8 @@ def _hosts(hosts: Sequence[HostSnapshot]) -> Iterator[Metric]:
         labels = (host.database, host.host)
         up.add_metric(labels, float(host.connected))
         primary.add_metric(labels, float(host.role == "primary"))
+        for role in ROLES:
+            roles.add_metric((*labels, role), float(host.role == role))
         breaker.add_metric(labels, float(host.breaker != "closed"))
         for state in BREAKER_STATES:
             states.add_metric((*labels, state), float(host.breaker == state))
@@ -256,7 +298,7 @@ def _hosts(hosts: Sequence[HostSnapshot]) -> Iterator[Metric]:
             response.add_metric(labels, host.response_time)
         if host.lag is not None:
             lag.add_metric(labels, host.lag)
-    yield from (up, primary, breaker, states, response, lag)
+    yield from (up, primary, roles, breaker, states, response, lag)
 
 
 def _parse_cache(cache: ParseCacheSnapshot) -> Iterator[Metric]:
@@ -269,6 +311,16 @@ def _parse_cache(cache: ParseCacheSnapshot) -> Iterator[Metric]:
     yield _tally("parse_cache_lookups", "Statements by what decided their intent.", "result", lookups)
     yield _gauge("parse_cache_entries", "Entries in the cache of intents.", cache.entries)
     yield _gauge("parse_cache_bytes", "Memory of the cache of intents.", cache.bytes)
+
+
+def _cache(name: str, lookups: str, entries: str, caches: Sequence[CacheSnapshot]) -> Iterator[Metric]:
+    found = CounterMetricFamily(f"pgsluice_{name}_lookups", f"{lookups}.", labels=("database", "result"))
+    held = GaugeMetricFamily(f"pgsluice_{name}_entries", entries, labels=("database",))
+    for cache in caches:
+        found.add_metric((cache.database, "hit"), cache.hits)
+        found.add_metric((cache.database, "miss"), cache.misses)
+        held.add_metric((cache.database,), cache.entries)
+    yield from (found, held)
 
 
 def _access_log(sinks: Sequence[Sink]) -> Iterator[Metric]:
@@ -297,6 +349,17 @@ def _access_log(sinks: Sequence[Sink]) -> Iterator[Metric]:
         waiting.add_metric((sink.name,), sink.backlog.rows)
         size.add_metric((sink.name,), sink.backlog.bytes)
     yield from (records, failures, waiting, size)
+
+
+def _spool(spool: SpoolSnapshot) -> Iterator[Metric]:
+    yield _gauge("access_log_spool_records", "Access records that wait in the spool.", spool.records)
+    yield _gauge("access_log_spool_bytes", "Size of the access records that wait in the spool.", spool.bytes)
+    yield _gauge("access_log_spool_segments", "Files of the spool.", spool.segments)
+    yield _counter(
+        "access_log_spool_dropped_records",
+        "Access records of the spool that were damaged on disk, and so lost.",
+        spool.dropped,
+    )
 
 
 def _gauge(name: str, documentation: str, value: float) -> Metric:

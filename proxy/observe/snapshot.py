@@ -13,6 +13,7 @@ from typing import Final
 from proxy.observe.access_log import Sink
 from proxy.observe.stats import PoolStats, ProxyStats
 
+ROLES: Final = ("primary", "replica", "unknown")
 BREAKER_STATES: Final = ("closed", "open", "half-open")
 
 
@@ -33,6 +34,10 @@ class PoolSnapshot:
     pinned: int = 0
     # Connections that are being opened, or reset.
     busy: int = 0
+    # Since the start: named statements that servers were sent to parse, and those that weren't, as the server held
+    # them.
+    parses: int = 0
+    spared: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,26 @@ class ParseCacheSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheSnapshot:
+    """One database's cache of keys, or of prepared statements: lookups since the start, and what it holds."""
+
+    database: str
+    hits: int = 0
+    misses: int = 0
+    entries: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolSnapshot:
+    """Access records that wait in the spool, its size and files; `dropped` are those that were damaged there."""
+
+    records: int = 0
+    bytes: int = 0
+    segments: int = 0
+    dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """The whole process."""
 
@@ -77,4 +102,7 @@ class Snapshot:
     # By database: sessions that no host can serve now.
     stranded: Mapping[str, int] = field(default_factory=dict)
     parse_cache: ParseCacheSnapshot = field(default_factory=ParseCacheSnapshot)
+    prepared_cache: Sequence[CacheSnapshot] = ()
+    key_cache: Sequence[CacheSnapshot] = ()
     access_log: Sequence[Sink] = ()
+    spool: SpoolSnapshot = field(default_factory=SpoolSnapshot)

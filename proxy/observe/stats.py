@@ -69,6 +69,12 @@ class Histogram:
         """Return the number of durations."""
         return sum(self.counts)
 
+    def add(self, other: Histogram) -> None:
+        """Count what `other` has counted too."""
+        for index in range(len(BOUNDS_US) + 1):
+            self.counts[index] += other.counts[index]
+        self.sum_us += other.sum_us
+
 
 def _bucket(us: i64) -> i64:
     """Return the index in BOUNDS_US, of the first bound that isn't below `us`.
@@ -122,8 +128,9 @@ class PoolStats:
         # The one that was used last: most statements are of one kind.
         self._kind: str = "unknown"
         self._histogram: Histogram = self.query_time["unknown"]
-        # Waiting for a server connection.
-        self.queue_time: Final = Histogram()
+        # By intent, waiting for a server connection.
+        self.queue_times: Final[dict[str, Histogram]] = {kind: Histogram() for kind in KINDS}
+        self._queue: Histogram = self.queue_times["unknown"]
         # From the first packet to the first ReadyForQuery of a new server connection.
         self.connect_time: Final = Histogram()
         self.connect_failures: i64 = 0
@@ -142,6 +149,23 @@ class PoolStats:
         self.resets: i64 = 0
         # Requests that gave up after acquire_timeout.
         self.acquire_timeouts: i64 = 0
+        # Times that a connection was lent to a session.
+        self.assignments: i64 = 0
+        # Statements that were prepared on connections that are closed by now.
+        self.server_parses: i64 = 0
+        # Named statements that such connections held when a session prepared them.
+        self.server_spared: i64 = 0
+        # Units that had identity or settings set in front of them, and how many of these had an identity.
+        self.preludes: i64 = 0
+        self.claims: i64 = 0
+
+    @property
+    def queue_time(self) -> Histogram:
+        """Return how long statements of any intent waited for a server connection."""
+        whole = Histogram()
+        for each in self.queue_times.values():
+            whole.add(each)
+        return whole
 
     def statement(
         self, kind: str, queued_us: i64, duration_us: i64, bytes_in: i64, bytes_out: i64, sqlstate: bytes
@@ -150,8 +174,9 @@ class PoolStats:
         if kind is not self._kind:
             self._kind = kind
             self._histogram = self.query_time.get(kind, self.query_time["unknown"])
+            self._queue = self.queue_times.get(kind, self.queue_times["unknown"])
         self._histogram.observe(duration_us)
-        self.queue_time.observe(queued_us)
+        self._queue.observe(queued_us)
         self.bytes_in += bytes_in
         self.bytes_out += bytes_out
         if len(sqlstate) > 0:

@@ -15,6 +15,7 @@ from mypy_extensions import i64
 
 from proxy.query.intent import Intent
 from proxy.query.parameters import Profile
+from proxy.query.traceparent import traceparent_of
 from proxy.wire.messages import bind_text, close_portal, close_statement, execute, parse
 
 MAX_BYTES: Final = 16 * 1024 * 1024
@@ -48,6 +49,8 @@ class Statement:
         self.intent = intent
         self.profile: Profile | None = profile
         self.parse_message: bytes = parse(self.name, sql, types)
+        # Whose trace it belongs to, as its text says.
+        self.traceparent: bytes = traceparent_of(sql)
         # It was prepared by SQL: `sql` is the PREPARE, and parse_message is five messages, answered by these.
         self.by_sql = False
         # It has run once: some server has taken it.
@@ -65,6 +68,7 @@ class StatementCache:
     def __init__(self, max_bytes: i64 = MAX_BYTES) -> None:
         self.max_bytes: i64 = max_bytes
         self.bytes: i64 = 0
+        # Statements that were made, and those that were found among them.
         self.made: i64 = 0
         self.shared: i64 = 0
         self._statements: dict[bytes, Statement] = {}
@@ -107,6 +111,10 @@ class StatementCache:
             + close_portal(_MAKER)
         )
         return statement
+
+    def entries(self) -> int:
+        """Return how many statements can be shared."""
+        return len(self._statements)
 
     def renew(self) -> None:
         """Share nothing that was made so far: tables have changed, and what is parsed from now on may differ.

@@ -110,6 +110,7 @@ class Answering(SessionState):
         )
         if duration_us >= database.slow_us:
             self._was_slow(pool, intent, reply, server.last_byte_at, duration_us, queued_us)
+        statement = reply.statement
         database.access.statement(
             self.log_part,
             pool.log_part,
@@ -126,7 +127,7 @@ class Answering(SessionState):
             self.pinned != "",
             reply.sqlstate,
             reply.code,
-            b"",
+            reply.traceparent if statement is None else statement.traceparent,
         )
 
     def _was_slow(
@@ -156,17 +157,18 @@ class Answering(SessionState):
             # Once is enough, whatever ends the session behind this.
             reply.sent_at = 0.0
 
-    def record_begin(self, pool: Pool, begin: Intent) -> None:
+    def record_begin(self, pool: Pool, begin: Statement) -> None:
         """Record a BEGIN that was answered before it was sent."""
         self.uses += 1
         database = self.database
         at = self.begun_at + database.wall_offset
-        pool.stats.statement(begin.kind, 0, 0, 0, 0, b"")
+        intent = begin.intent
+        pool.stats.statement(intent.kind, 0, 0, 0, 0, b"")
         database.access.statement(
             self.log_part,
             pool.log_part,
-            where_part(self.route, begin, False),
-            begin,
+            where_part(self.route, intent, False),
+            intent,
             at,
             0,
             0,
@@ -178,7 +180,7 @@ class Answering(SessionState):
             self.pinned != "",
             b"",
             b"",
-            b"",
+            begin.traceparent,
         )
 
     def _took_effect(self, server: Server, intent: Intent) -> None:

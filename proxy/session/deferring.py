@@ -154,7 +154,7 @@ class Deferring(Preparing):
         self.deferral = NONE
         pool = self.pool
         if pool is not None:
-            self.record_begin(pool, begin.intent)
+            self.record_begin(pool, begin)
 
 
 def _text_of(unit: Unit) -> bytes:

@@ -54,6 +54,7 @@ class Preparing(Answering):
         if signer is not None and (now >= server.renew_at or server.label == ""):
             settings.append(("sluice.identity", self._claim(server, now)))
             server.renew_at = now + database.token_ttl / 2
+            self._count_claim()
         elif signer is None:
             if database.signed:
                 self._drop_unit(unit, UpstreamUnavailable("the signing keys have not been read yet"))
@@ -64,7 +65,15 @@ class Preparing(Answering):
         if settings:
             self.prelude_under_way = True
             write_prelude(server, settings, out)
+            pool = self.pool
+            if pool is not None:
+                pool.stats.preludes += 1
         return True
+
+    def _count_claim(self) -> None:
+        pool = self.pool
+        if pool is not None:
+            pool.stats.claims += 1
 
     def _write_back(self, server: Server, out: Writer, now: float) -> None:
         """Restore identity and parameters behind a RESET ALL or DISCARD ALL whose Sync has not come."""

@@ -434,6 +434,7 @@ def _write_named_parse(server: Server, message: Message, out: Writer) -> None:
     if server.holds(statement):
         if server.replies.copying:
             write_stray(server, out)
+        server.spared += 1
         message.mode = FAKE
         message.payload = PARSE_COMPLETE
     else:

@@ -26,6 +26,7 @@ from proxy.errors import (
 from proxy.query.intent import DDL, READ, Intent
 from proxy.query.prepared import Statement
 from proxy.query.route import pool_problem, refusal
+from proxy.query.traceparent import traceparent_of
 from proxy.session.collect import STATEMENT, read_message
 from proxy.session.deferral import NONE
 from proxy.session.lending import Lending
@@ -234,6 +235,11 @@ class Session(Lending):
         message = Message(FE_QUERY, QUERY, data, start, end, None)
         message.intent = intent
         message.queued_at = now
+        if end <= n:
+            # Only these can stand at the end where a comment does; most texts are spared the call.
+            last: i64 = data[end - 2]
+            if last == 0x2F or last == 0x3B or last <= 0x20:
+                message.traceparent = traceparent_of(sql)
         if not self._finish_unit(data, start, end, now):
             return
         unit = self.unit

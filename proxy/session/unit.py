@@ -50,6 +50,8 @@ class Message(Reply):
         self.prepares = False
         # What its text was rewritten to, for the names of prepared statements in it.
         self.edit: Edit | None = None
+        # Of a Query: whose trace it belongs to, as its text says; another's statement knows its own.
+        self.traceparent: bytes = b""
         self.following: Message | None = None
 
 

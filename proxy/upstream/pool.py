@@ -161,6 +161,7 @@ class Pool:
                     self.waiters.append(borrower)
                     self._check(server, now)
                     return None
+                self.stats.assignments += 1
                 server.lend(borrower)
                 return server
         borrower.waiting_since = now
@@ -177,6 +178,7 @@ class Pool:
             return False
         shelf.remove(server)
         self.idle_count -= 1
+        self.stats.assignments += 1
         server.lend(borrower)
         return True
 
@@ -208,6 +210,7 @@ class Pool:
             label = server.label
             if label is first.identity or label == "" or label == first.identity:
                 self.waiters.pop()
+                self.stats.assignments += 1
                 server.lend(first)
                 first.granted(server)
             else:
@@ -263,6 +266,8 @@ class Pool:
         """Forget a connection that has ended, and open another where somebody waits."""
         if server in self.servers:
             self.servers.remove(server)
+            self.stats.server_parses += server.parses
+            self.stats.server_spared += server.spared
         shelf = self.idle.get(server.label)
         if shelf is not None and server in shelf:
             shelf.remove(server)
@@ -353,6 +358,14 @@ class Pool:
     def may_pin(self) -> bool:
         """Tell whether one more session may keep its connection: at most max - 1 are pinned."""
         return self.pinned + 1 < self.limits.maximum
+
+    def parses(self) -> int:
+        """Return how many named statements servers were sent to parse."""
+        return self.stats.server_parses + sum([server.parses for server in self.servers])
+
+    def spared(self) -> int:
+        """Return how many Parses of sessions were answered at once, as the server held the statement."""
+        return self.stats.server_spared + sum([server.spared for server in self.servers])
 
     def drain(self) -> None:
         """Close what is idle now, and the rest as it comes back."""

@@ -71,6 +71,14 @@ async def test_a_key_is_read_once_in_ttl() -> None:
     table.now += 0.1
     assert await store.get(ID) is table.rows[ID]
     assert table.reads == [ID, ID]
+    assert (store.hits, store.misses, store.entries()) == (1, 2, 1)
+
+
+async def test_a_key_that_is_known_not_to_exist_counts_as_found() -> None:
+    store = Table().store()
+    for _ in range(3):
+        assert await store.get(ID) is None
+    assert (store.hits, store.misses, store.entries()) == (2, 1, 0)
 
 
 async def test_what_can_be_no_id_is_not_asked_for() -> None:

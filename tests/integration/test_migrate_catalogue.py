@@ -65,7 +65,7 @@ def test_psql_makes_the_same_of_all_that_is_bundled(empty_cluster: Cluster) -> N
     assert (ran.returncode, ran.stderr) == (0, "")
     assert dump(empty_cluster, "planned") == dump(empty_cluster, "done")
     assert migrate.validate(planned) == []
-    assert migrate.rollback(done, "base", backup=None, say=quiet) == order[::-1]
+    assert set(migrate.rollback(done, "base", backup=None, say=quiet)) == set(order)
     ran = psql(empty_cluster, planned, migrate.plan(planned, version="base"))
     assert ran.returncode == 0, ran.stderr
     assert dump(empty_cluster, "planned") == nothing

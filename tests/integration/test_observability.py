@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import psycopg
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -100,6 +102,21 @@ def test_each_statement_has_a_row(
     assert rows[f"DELETE FROM {table}"]["in_transaction"]
 
 
+def test_a_row_names_the_trace_that_the_statement_s_comment_names(
+    proxy: Proxy, make_key: MakeKey, installation: Installation
+) -> None:
+    key_id, key = make_key()
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    comment = f"/*action='test',traceparent='{trace}'*/"
+    with proxy.login(key_id, key).connect() as connection:
+        connection.execute(f"SELECT 1 {comment}")
+        connection.execute(f"SELECT %s {comment}", (2,))
+        connection.execute("SELECT 3 /*traceparent='00-nonsense'*/")
+    rows = _logged(installation, key_id, "statement", 3)
+    assert [row["traceparent"] for row in rows] == [trace, trace, None]
+    assert not any(trace in row["statement"] for row in rows)
+
+
 def test_logins_refusals_and_revocations_have_rows(
     proxy: Proxy, make_key: MakeKey, installation: Installation
 ) -> None:
@@ -177,6 +194,8 @@ def test_metrics_count_what_clients_did(proxy: Proxy, make_key: MakeKey, make_ta
             connection.execute("SELECT 1")
         for _ in range(3):
             connection.execute(f"INSERT INTO {table} VALUES (1)")
+        for _ in range(2):
+            connection.execute("SELECT 2", prepare=True)
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             connection.execute("DO $$ BEGIN END $$")
         after = _samples(proxy)
@@ -185,8 +204,16 @@ def test_metrics_count_what_clients_did(proxy: Proxy, make_key: MakeKey, make_ta
         return _sum(after, name, **labels) - _sum(before, name, **labels)
 
     assert grown("pgsluice_logins_total") == 1
-    assert grown("pgsluice_query_duration_seconds_count", pool="readonly", intent="read") == 10
+    assert grown("pgsluice_query_duration_seconds_count", pool="readonly", intent="read") == 12
+    assert grown("pgsluice_queue_duration_seconds_count", pool="readonly", intent="read") == 12
     assert grown("pgsluice_query_duration_seconds_count", pool="primary", intent="write") == 3
+    assert grown("pgsluice_assignments_total", pool="readonly") >= 12
+    # At the first use of a connection by this user, and not at the others.
+    assert 1 <= grown("pgsluice_identity_claims_total", pool="readonly") <= 4
+    assert grown("pgsluice_server_parses_total", pool="readonly") >= 1
+    assert grown("pgsluice_prepared_cache_lookups_total") >= 1
+    assert grown("pgsluice_key_cache_lookups_total", result="miss") == 1
+    assert grown("pgsluice_key_cache_lookups_total", result="hit") >= 1
     assert grown("pgsluice_statements_denied_total") == 1
     assert _sum(after, "pgsluice_clients") >= 1
     assert key_id not in _fetch(proxy.url("/metrics"))
@@ -196,7 +223,22 @@ def test_health_and_readiness_answer(proxy: Proxy) -> None:
     assert _fetch(proxy.url("/healthz"))
     assert _fetch(proxy.url("/readyz"))
     detail = json.loads(_fetch(proxy.url("/health")))
-    assert isinstance(detail, dict) and detail
+    assert detail["status"] == "ready"
+    assert {(host["role"], host["connected"]) for host in detail["hosts"]} == {
+        ("primary", True),
+        ("replica", True),
+    }
+    assert all(host["response_time"] > 0 for host in detail["hosts"])
+    assert [host["lag"] for host in detail["hosts"] if host["role"] == "replica"] != [None]
+    assert {pool["pool"] for pool in detail["pools"]} == {
+        "primary",
+        "readonly",
+        "priority",
+        "background",
+        "admin",
+    }
+    assert detail["tunnel"] is None
+    assert {"pgsluice", "python", "compiled"} == set(detail["versions"])
     with pytest.raises(urllib.error.HTTPError) as missing:
         _fetch(proxy.url("/nothing"))
     missing.value.close()
@@ -209,6 +251,27 @@ def test_http_can_be_turned_off(start_proxy: Callable[..., Proxy], make_key: Mak
         assert connection.execute("SELECT 1").fetchone() == (1,)
     with pytest.raises(OSError):
         _fetch(silent.url("/healthz"))
+
+
+def test_a_proxy_that_drains_is_alive_and_not_ready(
+    start_proxy: Callable[..., Proxy], make_key: MakeKey
+) -> None:
+    proxy = start_proxy({"listen": {"drain_timeout": "30s"}})
+    with proxy.login(*make_key()).connect() as connection:
+        connection.execute("BEGIN")
+        connection.execute("SELECT 1")
+        assert _fetch(proxy.url("/readyz")) == "ready\n"
+        proxy.process.send_signal(signal.SIGTERM)
+        answers = wait_until(
+            lambda: said if (said := httpx.get(proxy.url("/readyz"))).status_code == 503 else None,
+            message="not ready while a transaction is open",
+        )
+        assert answers and answers.text == "not ready\n"
+        assert _fetch(proxy.url("/healthz")) == "ok\n"
+        detail = httpx.get(proxy.url("/health"))
+        assert (detail.status_code, detail.json()["status"]) == (503, "draining")
+        connection.execute("COMMIT")
+    proxy.stop()
 
 
 def test_a_slow_statement_is_a_warning_without_its_literals(

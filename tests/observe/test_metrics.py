@@ -8,52 +8,9 @@ from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from proxy.observe.access_log import Sink
-from proxy.observe.batches import Batch, MemoryBacklog
 from proxy.observe.metrics import Metrics
-from proxy.observe.snapshot import HostSnapshot, ParseCacheSnapshot, PoolSnapshot, Snapshot
-from proxy.observe.stats import BOUNDS_US, PoolStats, ProxyStats
-
-
-def snapshot() -> Snapshot:
-    proxy = ProxyStats()
-    proxy.connections = 7
-    proxy.logins = 5
-    proxy.logins_refused.add("expired")
-    proxy.denials.add("RATE_LIMIT_EXCEEDED")
-    proxy.loop_delay.observe(300)
-    pool = PoolStats()
-    pool.statement("read", 50, 400, 100, 2000, b"")
-    pool.statement("read", 50, 1_500_000, 100, 0, b"57014")
-    pool.connect_time.observe(9_000)
-    pool.pins.add("listen")
-
-    async def deliver(batch: Batch) -> None:
-        raise AssertionError("never delivered")
-
-    sink = Sink("table", deliver, MemoryBacklog(100))
-    sink.written, sink.dropped = 41, 1
-    return Snapshot(
-        version="1.2.3",
-        compiled=True,
-        ready=True,
-        draining=False,
-        clients=3,
-        max_clients=5000,
-        proxy=proxy,
-        pools=[
-            PoolSnapshot("app", "readonly", "replica1", 1, 5, 2, 1, 4, pool, pinned=1),
-            PoolSnapshot("app", "primary", 'ma"in\n', 2, 10, 0, 2, 0, PoolStats()),
-        ],
-        hosts=[
-            HostSnapshot("app", "main", "primary", True, response_time=0.001),
-            HostSnapshot("app", "replica1", "replica", False, "open", lag=2.5, error="refused"),
-        ],
-        parse_cache=ParseCacheSnapshot(
-            hits=90, shape_hits=5, fingerprint_hits=3, misses=2, entries=9, bytes=4096
-        ),
-        access_log=[sink],
-    )
+from proxy.observe.stats import BOUNDS_US
+from tests.observe.snapshots import snapshot
 
 
 @pytest.fixture
@@ -140,9 +97,51 @@ def test_intents_that_a_pool_has_not_seen_are_left_out(families: dict[str, Metri
     assert {(s.labels["pool"], s.labels["intent"]) for s in samples} == {("readonly", "read")}
 
 
+def test_waiting_is_told_by_intent(families: dict[str, Metric]) -> None:
+    family = families["pgsluice_queue_duration_seconds"]
+    assert sample(family, f"{family.name}_count", pool="readonly", intent="read") == 2
+    assert sample(family, f"{family.name}_sum", pool="readonly", intent="read") == pytest.approx(0.0001)
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("assignments", 20),
+        ("preludes", 8),
+        ("identity_claims", 6),
+        ("server_parses", 3),
+        ("server_parses_spared", 9),
+    ],
+)
+def test_what_a_connection_found_set_or_parsed(families: dict[str, Metric], name: str, number: int) -> None:
+    assert values(families[f"pgsluice_{name}"], "pool") == {("readonly",): number, ("primary",): 0}
+
+
+def test_caches(families: dict[str, Metric]) -> None:
+    prepared, keys = families["pgsluice_prepared_cache_lookups"], families["pgsluice_key_cache_lookups"]
+    assert values(prepared, "database", "result") == {("app", "hit"): 30, ("app", "miss"): 4}
+    assert values(keys, "database", "result") == {("app", "hit"): 11, ("app", "miss"): 2}
+    assert values(families["pgsluice_prepared_cache_entries"], "database") == {("app",): 3}
+    assert values(families["pgsluice_key_cache_entries"], "database") == {("app",): 1}
+
+
+def test_the_spool(families: dict[str, Metric]) -> None:
+    for name, number in (("records", 1000), ("bytes", 250_000), ("segments", 2), ("dropped_records", 7)):
+        assert [s.value for s in families[f"pgsluice_access_log_spool_{name}"].samples] == [number], name
+
+
+def test_every_family_has_a_sample(families: dict[str, Metric]) -> None:
+    assert [name for name, family in families.items() if not family.samples] == []
+
+
 def test_hosts(families: dict[str, Metric]) -> None:
     assert values(families["pgsluice_host_up"], "host") == {("main",): 1, ("replica1",): 0}
     assert values(families["pgsluice_host_primary"], "host") == {("main",): 1, ("replica1",): 0}
+    roles = values(families["pgsluice_host_role"], "host", "role")
+    assert {labels for labels, number in roles.items() if number} == {
+        ("main", "primary"),
+        ("replica1", "replica"),
+    }
     assert values(families["pgsluice_host_breaker_open"], "host") == {("main",): 0, ("replica1",): 1}
     assert values(families["pgsluice_host_lag_seconds"], "host") == {("replica1",): 2.5}
     assert values(families["pgsluice_host_response_time_seconds"], "host") == {("main",): 0.001}
@@ -178,6 +177,7 @@ def test_names_and_labels_keep_the_conventions(families: dict[str, Metric]) -> N
         "code",
         "result",
         "sink",
+        "role",
         "le",
     }
     for family in ours(families.values()):

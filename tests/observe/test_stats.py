@@ -42,6 +42,15 @@ def test_a_histogram_loses_nothing(durations: list[int]) -> None:
         assert sum(histogram.counts[: index + 1]) == sum(us <= bound for us in durations)
 
 
+def test_a_histogram_takes_over_what_another_has_counted() -> None:
+    one, other = Histogram(), Histogram()
+    one.observe(50)
+    other.observe(50)
+    other.observe(2**50)
+    one.add(other)
+    assert (one.counts[0], one.counts[-1], one.sum_us) == (2, 1, 100 + 2**50)
+
+
 def test_bounds_rise() -> None:
     assert sorted(set(BOUNDS_US)) == BOUNDS_US
 
@@ -92,6 +101,10 @@ def test_a_pool_counts_a_statement() -> None:
         "unknown": 0,
     }
     assert stats.query_time["write"].sum_us == 2_000
+    assert {kind: each.sum_us for kind, each in stats.queue_times.items() if each.total()} == {
+        "read": 20,
+        "write": 0,
+    }
     assert (stats.queue_time.total(), stats.queue_time.sum_us) == (2, 20)
     assert (stats.bytes_in, stats.bytes_out) == (60, 91)
     assert stats.errors.counts == {"23": 1}
@@ -100,5 +113,5 @@ def test_a_pool_counts_a_statement() -> None:
 def test_a_kind_that_nobody_knows_is_unknown() -> None:
     stats = PoolStats()
     stats.statement("novel", 0, 1, 0, 0, b"\xff\xff")
-    assert stats.query_time["unknown"].total() == 1
+    assert (stats.query_time["unknown"].total(), stats.queue_times["unknown"].total()) == (1, 1)
     assert stats.errors.counts == {OTHER: 1}

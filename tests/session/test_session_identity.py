@@ -348,3 +348,17 @@ def test_the_fake_server_tells_of_bytes_before_a_reset() -> None:
     alice.ask(query("SELECT 'alice'"))
     with pytest.raises(AssertionError, match="bytes of bob"):
         world.backends[0].transport.write(message(b"Q", b"SELECT 'bob'\0"))
+
+
+def test_preludes_and_their_claims_are_counted() -> None:
+    world = World(maximum=1)
+    alice, bob = world.client("alice", settings={"timezone": "Asia/Tokyo"}), world.client("bob")
+    for _ in range(3):
+        alice.ask(query("SELECT 1"))
+    pool = world.pool("readonly")
+    assert (pool.stats.preludes, pool.stats.claims, pool.stats.assignments) == (1, 1, 3), (
+        "the others find what it has set"
+    )
+    bob.ask(query("SELECT 1"))
+    assert pool.stats.resets == 1
+    assert (pool.stats.preludes, pool.stats.claims, pool.stats.assignments) == (2, 2, 4)

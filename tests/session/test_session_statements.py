@@ -82,6 +82,20 @@ def test_clients_with_the_same_statement_share_it(world: World) -> None:
     assert len([name for name in backend.statements if name.startswith("_sluice_1")]) == 1
 
 
+def test_parses_that_a_server_is_sent_or_spared_are_counted() -> None:
+    world = World(maximum=1)
+    client, other = world.client(), world.client()
+    pool = world.pool("primary")
+    client.ask(parse("s", INSERT), SYNC)
+    assert (pool.parses(), pool.spared()) == (1, 0)
+    other.ask(parse("q", INSERT), describe("q"), SYNC)
+    client.ask(parse("t", INSERT), use("t"))
+    assert (pool.parses(), pool.spared()) == (1, 2)
+    for server in list(pool.servers):
+        server.close()
+    assert (pool.parses(), pool.spared()) == (1, 2), "closed connections still count"
+
+
 def test_closing_a_name_frees_it_for_its_client_alone(world: World) -> None:
     client, other = world.client(), world.client()
     client.ask(parse("s", READ), SYNC)

@@ -1,0 +1,2 @@
+SET LOCAL ROLE sluice_owner;
+REVOKE SELECT ON sluice.api_access_logs FROM sluice_control;
