@@ -92,6 +92,10 @@ class KeyStore:
                 return known[0]
             raise
 
+    def known(self) -> list[Key]:
+        """Return the keys that are kept, as they were last read."""
+        return [key for key, _ in self._known.values()]
+
     def changed(self, key_id: str) -> None:
         """Take note that the key may have changed; it is read again soon if anybody knows it here."""
         self._unknown.pop(key_id, None)

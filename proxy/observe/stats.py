@@ -142,6 +142,13 @@ class PoolStats:
         self.resets: i64 = 0
         # Requests that gave up after acquire_timeout.
         self.acquire_timeouts: i64 = 0
+        # Times that a connection was lent to a session.
+        self.assignments: i64 = 0
+        # Transactions, those of one statement too, and the µs from their first byte sent to their last received.
+        self.transactions: i64 = 0
+        self.transaction_us: i64 = 0
+        # Statements that were prepared on connections that are closed by now.
+        self.server_parses: i64 = 0
 
     def statement(
         self, kind: str, queued_us: i64, duration_us: i64, bytes_in: i64, bytes_out: i64, sqlstate: bytes

@@ -161,6 +161,7 @@ class Pool:
                     self.waiters.append(borrower)
                     self._check(server, now)
                     return None
+                self.stats.assignments += 1
                 server.lend(borrower)
                 return server
         borrower.waiting_since = now
@@ -177,6 +178,7 @@ class Pool:
             return False
         shelf.remove(server)
         self.idle_count -= 1
+        self.stats.assignments += 1
         server.lend(borrower)
         return True
 
@@ -208,6 +210,7 @@ class Pool:
             label = server.label
             if label is first.identity or label == "" or label == first.identity:
                 self.waiters.pop()
+                self.stats.assignments += 1
                 server.lend(first)
                 first.granted(server)
             else:
@@ -258,6 +261,7 @@ class Pool:
         """Forget a connection that has ended, and open another where somebody waits."""
         if server in self.servers:
             self.servers.remove(server)
+            self.stats.server_parses += server.parses
         shelf = self.idle.get(server.label)
         if shelf is not None and server in shelf:
             shelf.remove(server)
@@ -284,6 +288,25 @@ class Pool:
                 server.retire_at = _NOW
                 retired += 1
         return retired
+
+    def reconnect(self) -> None:
+        """Close what is idle now, and the rest as it comes back; new connections may be opened at once."""
+        for server in self.servers:
+            server.retire_at = _NOW
+        self._close_idle()
+
+    def pause(self, now: float) -> None:
+        """Close what is idle now, and the rest as it comes back; who waits looks for another place to wait."""
+        waiters = self.waiters
+        self.waiters = WaitQueue()
+        self.drain()
+        while (borrower := waiters.pop()) is not None:
+            borrower.reroute(now)
+
+    def resume(self) -> None:
+        """Open connections again."""
+        self.draining = False
+        self._grow()
 
     def reset_done(self, server: Server, now: float) -> None:
         """Take back a connection whose DISCARD ALL was confirmed."""
@@ -352,6 +375,9 @@ class Pool:
     def drain(self) -> None:
         """Close what is idle now, and the rest as it comes back."""
         self.draining = True
+        self._close_idle()
+
+    def _close_idle(self) -> None:
         for shelf in list(self.idle.values()):
             for server in list(shelf):
                 server.close()

@@ -150,13 +150,18 @@ class Server:
         # Statements it holds by number, the least recently used first; the unnamed one; prelude forms.
         self.statements: dict[int, Statement] = {}
         self.statement_bytes: i64 = 0
+        # How many were ever prepared here.
+        self.parses: i64 = 0
         self.unnamed: Statement | None = None
         # Statements that no longer fit their tables: closed before they are parsed anew.
         self.stale: set[int] = set()
         self.preludes: set[int] = set()
         # Cancel requests on their way to it: it is not lent to anybody else until they are done.
         self.cancels: i64 = 0
+        self.connected_at: float = now
         self.last_used: float = now
+        # When the transaction that it is in, or was in last, began here.
+        self.begun_at: float = now
         self.retire_at: float = 0.0
         self.uses: i64 = 0
         self.paused = False
@@ -264,6 +269,7 @@ class Server:
         the least recently used where there are too many. Their replies are queued.
         """
         size: i64 = len(statement.sql)
+        self.parses += 1
         closing = b""
         if self.stale and statement.number in self.stale:
             self.stale.discard(statement.number)

@@ -11,7 +11,8 @@ import time
 
 from proxy.auth.key import Key
 from proxy.auth.keystore import KeyStore
-from proxy.session.client import ClientLogin, Gate
+from proxy.session.client import ClientLogin
+from proxy.session.gate import Gate
 from proxy.session.session import Session
 from proxy.session.sessions import Sessions
 from proxy.wire.scram import ClientExchange
