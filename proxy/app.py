@@ -176,10 +176,7 @@ class Proxy:
 
     async def drain(self) -> None:
         """Stop accepting, end idle sessions, give transactions drain_timeout to finish, then end."""
-        self.draining = True
-        self.gate.draining = True
-        for listener in self._listeners:
-            listener.close()
+        self._close_door()
         log.info("draining: %d sessions", len(self.sessions))
         deadline = time.monotonic() + self._config.listen.drain_timeout
         while len(self.sessions) and time.monotonic() < deadline:
@@ -214,10 +211,14 @@ class Proxy:
         if not wait_for_clients:
             self.end()
         elif self._leaving is None:
-            self.draining = self.gate.draining = True
-            for listener in self._listeners:
-                listener.close()
+            self._close_door()
             self._leaving = spawn(self._leave(), "wait for all clients to leave")
+
+    def _close_door(self) -> None:
+        self.draining = self.gate.draining = True
+        for listener in self._listeners:
+            listener.close()
+        self._listeners = []
 
     async def _leave(self) -> None:
         while self.sessions.by_pid or self.gate.logins:
