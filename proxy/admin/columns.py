@@ -1,8 +1,8 @@
 """The columns of each SHOW: PgBouncer 1.25's, in its order and under its types; ours come behind them.
 
 They are those of src/admin.c and src/stats.c in PgBouncer 1.25.2. A tool that reads by name or by place finds what
-it finds there. Behind them stand columns of ours, and two that PgBouncer had once and that Debian 12's exporter
-reads still: total_requests (up to 1.7) and reserve_pool (up to 1.23).
+it finds there. Behind them stand columns of ours, and two that exporters read still, Debian 12's among them, though
+PgBouncer has other names for them by now: total_requests (total_query_count) and reserve_pool (reserve_pool_size).
 """
 
 from __future__ import annotations

@@ -180,8 +180,9 @@ class Facts:
     hosts: tuple[HostFacts, ...] = ()
     keys: tuple[KeyFacts, ...] = ()
     caches: tuple[CacheFacts, ...] = ()
-    # What the console itself was asked.
+    # What the console itself was asked, and the port on which it is.
     console: Figures = field(default_factory=Figures)
+    port: int = 0
     logging_in: int = 0
     paused: bool = False
 

@@ -63,6 +63,7 @@ def facts(site: Site, now: float) -> Facts:
             xact_time=site.command_us,
             query_time=site.command_us,
         ),
+        port=site.config.listen.port,
         logging_in=len(site.gate.logins),
         paused=site.paused,
     )

@@ -105,27 +105,8 @@ def _counts(clients: Sequence[ClientFacts], servers: Sequence[ServerFacts], open
 def _databases(facts: Facts) -> Rows:
     rows = [_database(each, facts) for each in facts.databases]
     visitors = sum(each.database == CONSOLE for each in facts.clients)
-    console = (
-        CONSOLE,
-        None,
-        None,
-        CONSOLE,
-        CONSOLE,
-        2,
-        0,
-        0,
-        0,
-        "statement",
-        None,
-        0,
-        0,
-        0,
-        visitors,
-        0,
-        0,
-        0,
-    )
-    return [*rows, console]
+    named = (CONSOLE, None, facts.port, CONSOLE, CONSOLE)
+    return [*rows, (*named, 2, 0, 0, 0, "statement", None, 0, 0, 0, visitors, 0, 0, 0)]
 
 
 def _database(database: DatabaseFacts, facts: Facts) -> Sequence[Value]:
