@@ -339,7 +339,10 @@ class Proxy:
             proxy=self.stats,
             pools=pools,
             hosts=hosts,
-            stranded={name: served.cluster.stranded.length for name, served in self.served.items()},
+            stranded={
+                name: served.cluster.stranded.length + served.cluster.parked.length
+                for name, served in self.served.items()
+            },
             parse_cache=ParseCacheSnapshot(
                 hits=sum(cache.hits for cache in caches),
                 shape_hits=sum(cache.shape_hits for cache in caches),

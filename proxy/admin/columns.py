@@ -7,7 +7,7 @@ PgBouncer has other names for them by now: total_requests (total_query_count) an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,10 +29,10 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """An answer: columns and rows of as many values."""
+    """An answer: columns, and rows of as many values, which may be made as they are taken."""
 
     columns: Sequence[Column]
-    rows: Sequence[Sequence[Value]]
+    rows: Iterable[Sequence[Value]]
 
 
 def _columns(names: str, type: int = TEXT) -> tuple[Column, ...]:

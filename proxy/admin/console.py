@@ -103,7 +103,7 @@ class Console:
         if self.averages.due(now):
             self.averages.turn(now, {name: figures(served) for name, served in self.site.served.items()})
 
-    def shown(self, command: Command) -> Table:
+    async def shown(self, command: Command) -> Table:
         """Return what a SHOW or ROUTE answers."""
         now = time.monotonic()
         if command.verb == ROUTE_VERB:
@@ -112,7 +112,7 @@ class Console:
             return Table(VERSION, [(f"PgBouncer 1.25.2 compatible, pgsluice {proxy.__version__}",)])
         if command.subject == "config":
             return settings(self.site.config, self.site.latest())
-        return table(command.subject, facts(self.site, now), self.averages, now)
+        return table(command.subject, await facts(self.site, now, command.subject), self.averages, now)
 
     def _route(self, command: Command) -> Table:
         served = self.site.databases(command.subject)[0]
@@ -360,9 +360,13 @@ class ConsoleClient:
         elif verb == SHOW and command.subject == "help":
             self._write(answers.notice("Console usage", _HELP) + command_complete(b"SHOW"))
         elif verb in (SHOW, ROUTE_VERB, VALUE):
-            shown = self._value(command) if verb == VALUE else self._console.shown(command)
-            head = answers.row_description(shown.columns) if portal is None else b""
-            self._write(head + answers.rows(shown, portal.formats if portal is not None else ()))
+            shown = self._value(command) if verb == VALUE else await self._console.shown(command)
+            if portal is None:
+                self._write(answers.row_description(shown.columns))
+            for part in answers.rows(shown, portal.formats if portal is not None else ()):
+                self._write(part)
+                await asyncio.sleep(0)
+                await self._drained.wait()
         else:
             told = await self._carry_out(command)
             self._write((answers.notice(told) if told else b"") + command_complete(verb.upper().encode()))

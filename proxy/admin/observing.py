@@ -26,26 +26,46 @@ from proxy.upstream.cluster import Host
 from proxy.upstream.pool import TEST_AFTER, Pool
 from proxy.upstream.server import LENT, Server
 
+_OF_SOCKETS = frozenset({"clients", "servers", "sockets", "active_sockets"})
+_OF_CLIENTS = _OF_SOCKETS | {"pools", "databases", "users", "lists", "pins"}
+"""Subjects that show clients and server connections, or count them; the former with their addresses."""
+
+_TOGETHER = 100
+"""Clients that are looked at in one piece: some 3 ms of work at the most."""
+
+_NOWHERE = ("", 0)
+
 _BALANCE = {"round_robin": "round-robin"}
 """A way to balance that PgBouncer has too, under its name for it; ours have their own."""
 
 
-def facts(site: Site, now: float) -> Facts:
-    """Return the facts of the process at the monotonic time `now`."""
+async def facts(site: Site, now: float, subject: str) -> Facts:
+    """Return the facts that SHOW `subject` needs, at the monotonic time `now`.
+
+    Thousands of clients are looked at some at a time; who has left meanwhile is left out.
+    """
     lead = time.time() - now
-    sessions = list(site.gate.sessions.by_pid.values())
+    clients: list[ClientFacts] = []
+    if subject in _OF_CLIENTS:
+        detail = subject in _OF_SOCKETS
+        for number, session in enumerate(list(site.gate.sessions.by_pid.values())):
+            if not session.ended:
+                clients.append(_client(site, session, now, lead, detail))
+            if number % _TOGETHER == _TOGETHER - 1:
+                await asyncio.sleep(0)
+        clients += [_visitor(visitor) for visitor in site.gate.sessions.visitors.values()]
+    sessions = site.gate.sessions.by_pid.values()
     held = {session.server: session for session in sessions if session.server is not None}
     return Facts(
-        clients=(
-            *(_client(site, session, now, lead) for session in sessions),
-            *(_visitor(visitor, lead) for visitor in site.gate.sessions.visitors.values()),
-        ),
+        clients=tuple(clients),
         servers=tuple(
             _server(name, pool, server, held.get(server), now, lead)
             for name, served in site.served.items()
             for pool in served.pools()
             for server in pool.servers
-        ),
+        )
+        if subject in _OF_CLIENTS
+        else (),
         pools=tuple(
             _pool(name, served, pool) for name, served in site.served.items() for pool in served.pools()
         ),
@@ -53,7 +73,9 @@ def facts(site: Site, now: float) -> Facts:
         hosts=tuple(
             _host(name, host) for name, served in site.served.items() for host in served.cluster.hosts
         ),
-        keys=tuple(key for name, served in site.served.items() for key in _keys(site, name, served)),
+        keys=tuple(key for name, served in site.served.items() for key in _keys(site, name, served))
+        if subject == "keys"
+        else (),
         caches=tuple(_cache(name, served) for name, served in site.served.items()),
         console=Figures(
             xact_count=site.commands,
@@ -90,14 +112,14 @@ def figures(served: Served) -> Figures:
     )
 
 
-def _client(site: Site, session: Session, now: float, lead: float) -> ClientFacts:
+def _client(site: Site, session: Session, now: float, lead: float, detail: bool) -> ClientFacts:
     served = site.served[session.database.name]
     waits = session.waits & FOR_SERVER != 0
     since = session.stranded_since or session.waiting_since
     pool = session.pool
     name = pool.name if pool is not None else _likely_pool(session)
     server = session.server
-    local, peer = _sockets(session.transport)
+    local, peer = _sockets(session.transport) if detail else (_NOWHERE, _NOWHERE)
     return ClientFacts(
         id=session.pid,
         user=session.key.id,
@@ -115,7 +137,7 @@ def _client(site: Site, session: Session, now: float, lead: float) -> ClientFact
         request_at=session.active_at + lead if session.active_at else session.connected_at,
         waiting=max(now - since, 0.0) if waits else 0.0,
         link=_ref(pool, server) if pool is not None and server is not None else "",
-        tls=_tls(session.transport),
+        tls=_tls(session.transport) if detail else "",
         application_name=session.reported.get(b"application_name", b"").decode("utf-8", "replace"),
         prepared_statements=len(session.statements.named),
         pins=tuple(session.pins) if session.pinned else (),
@@ -130,7 +152,7 @@ def _likely_pool(session: Session) -> str:
     return session.asked_pool or key.default_pool or ("primary" if key.can_write else "readonly")
 
 
-def _visitor(visitor: Visitor, lead: float) -> ClientFacts:
+def _visitor(visitor: Visitor) -> ClientFacts:
     local, peer = _sockets(visitor.transport)
     return ClientFacts(
         id=visitor.pid,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple
+from functools import lru_cache
 from typing import Final, TypeVar
 
 from proxy.admin import columns
@@ -12,9 +13,11 @@ from proxy.admin.averages import Averages
 from proxy.admin.columns import SHOWN, Table, Value
 from proxy.admin.facts import CONSOLE, ClientFacts, DatabaseFacts, Facts, Figures, PoolFacts, ServerFacts
 
-Rows = list[Sequence[Value]]
+Row = Sequence[Value]
+Rows = list[Row]
 T = TypeVar("T")
 
+_BUFFERS: Final = (0, 0, 0, 0, 0, 0, 0)
 _STATES: Final = {"active": "sv_active", "idle": "sv_idle", "used": "sv_used", "tested": "sv_tested"}
 
 
@@ -157,11 +160,10 @@ def _users(facts: Facts) -> Rows:
 # -- connections
 
 
-def _clients(facts: Facts) -> Rows:
-    return [
-        (*_client(each, each.state), each.user_id, each.pool, each.host, ", ".join(each.pins))
-        for each in facts.clients
-    ]
+def _clients(facts: Facts) -> Iterable[Row]:
+    """Yield a row for each client: there may be thousands."""
+    for each in facts.clients:
+        yield *_client(each, each.state), each.user_id, each.pool, each.host, ", ".join(each.pins)
 
 
 def _servers(facts: Facts) -> Rows:
@@ -173,16 +175,15 @@ def _servers(facts: Facts) -> Rows:
     ]
 
 
-def _sockets(facts: Facts) -> Rows:
-    """Return clients and servers; what lies in buffers is the kernel's to know here."""
-    clients = [
-        _client(each, "cl_waiting" if each.state == "waiting" else "cl_active") for each in facts.clients
-    ]
-    servers = [_server(each, _STATES.get(each.state, "sv_active")) for each in facts.servers]
-    return [(*row, 0, 0, 0, 0, 0, 0, 0) for row in [*clients, *servers]]
+def _sockets(facts: Facts) -> Iterable[Row]:
+    """Yield clients and servers; what lies in buffers is the kernel's to know here."""
+    for client in facts.clients:
+        yield *_client(client, "cl_waiting" if client.state == "waiting" else "cl_active"), *_BUFFERS
+    for server in facts.servers:
+        yield *_server(server, _STATES.get(server.state, "sv_active")), *_BUFFERS
 
 
-def _active_sockets(facts: Facts) -> Rows:
+def _active_sockets(facts: Facts) -> Iterable[Row]:
     busy = Facts(
         clients=tuple(each for each in facts.clients if each.state != "idle"),
         servers=tuple(each for each in facts.servers if each.state == "active"),
@@ -339,6 +340,11 @@ def _none(facts: Facts) -> Rows:
 
 def stamp(at: float) -> str:
     """Return a time as PgBouncer writes it, in this machine's zone: 2026-11-28 14:03:07 UTC."""
+    return _stamp(int(at))
+
+
+@lru_cache(1000)
+def _stamp(at: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(at))
 
 
@@ -354,14 +360,14 @@ def _unique(items: Iterable[T]) -> list[T]:
     return list(dict.fromkeys(items))
 
 
-_STATS: Final[Mapping[str, Callable[[Facts, Averages, float], Rows]]] = {
+_STATS: Final[Mapping[str, Callable[[Facts, Averages, float], Iterable[Row]]]] = {
     "stats": _stats,
     "stats_totals": _stats_totals,
     "stats_averages": _stats_averages,
     "totals": _totals,
 }
 
-_ROWS: Final[Mapping[str, Callable[[Facts], Rows]]] = {
+_ROWS: Final[Mapping[str, Callable[[Facts], Iterable[Row]]]] = {
     "pools": _pools,
     "databases": _databases,
     "users": _users,

@@ -8,13 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.admin.answers import notice, row_description, rows
+from proxy.admin import answers
+from proxy.admin.answers import TOGETHER, notice, row_description
 from proxy.admin.columns import INT4, INT8, NUMERIC, Column, Table
 
 TABLE = Table(
     (Column("name"), Column("port", INT4), Column("ttl", INT8), Column("count", NUMERIC)),
     [("ä", 5432, -1, 12_345_678), (None, None, None, None)],
 )
+
+
+def rows(table: Table, formats: tuple[int, ...] = ()) -> bytes:
+    return b"".join(answers.rows(table, formats))
 
 
 def split(data: bytes) -> list[tuple[bytes, bytes]]:
@@ -101,3 +106,10 @@ def test_a_text_that_cannot_be_sent_is_made_one_that_can(text: str) -> None:
 
 def test_a_notice_has_its_detail() -> None:
     assert split(notice("heard", "much")) == [(b"N", b"SNOTICE\0VNOTICE\0C00000\0Mheard\0Dmuch\0\0")]
+
+
+def test_many_rows_are_made_some_at_a_time() -> None:
+    table = Table((Column("n", INT4),), ((number,) for number in range(TOGETHER * 2 + 1)))
+    parts = list(answers.rows(table))
+    assert [len(split(part)) for part in parts] == [TOGETHER, TOGETHER, 2]
+    assert split(parts[-1])[-1] == (b"C", b"SHOW\0")

@@ -36,7 +36,9 @@ class Reception(Door):
         self.ended: list[bool] = []
         self.reloads = 0
         for name, permissions in {"operator": ["admin"], "observer": ["read:metrics"]}.items():
-            self.keys[key_id(name)] = api_key(name, is_admin="admin" in permissions, permissions=permissions)
+            self.keys[key_id(name)] = api_key(
+                name, is_admin="admin" in permissions, permissions=frozenset(permissions)
+            )
         self.site = Site(
             {}, self.gate, self.world.access, CONFIG, lambda: CONFIG, self._reload, self.ended.append
         )
@@ -209,7 +211,10 @@ async def test_what_any_server_could_be_asked_is_answered(reception: Reception) 
 async def test_a_failure_of_the_console_ends_its_client_and_is_logged(
     reception: Reception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(reception.console, "shown", lambda _: 1 / 0)
+    async def broken(_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(reception.console, "shown", broken)
     caller, _ = await reception.visit()
     assert error(await caller.say(query("SHOW STATE")))["C"] == "XX000"
     assert caller.closed()

@@ -257,7 +257,7 @@ def test_the_cache_shows_its_counts() -> None:
 def test_each_row_has_a_value_of_its_columns_type(subject: str, facts: Facts) -> None:
     answer = table(subject, facts, Averages(1000.0), 1001.0)
     assert answer.columns is SHOWN[subject]
-    for row in answer.rows:
+    for row in list(answer.rows):
         assert len(row) == len(answer.columns)
         for value, column in zip(row, answer.columns, strict=True):
             assert value is None or isinstance(value, str if column.type == TEXT else int)
