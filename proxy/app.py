@@ -188,6 +188,8 @@ class Proxy:
                         if session.database.name == name
                     }
                 )
+            for served in self.served.values():
+                served.cluster.refuse_parked(ShuttingDown())
             for client in self.sessions.clients():
                 if client.idle():
                     client.fatal(ShuttingDown())

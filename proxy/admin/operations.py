@@ -72,8 +72,6 @@ async def _pause(databases: Sequence[Served], site: Site, everything: bool) -> N
 
 
 def _resume(databases: Sequence[Served], site: Site, everything: bool) -> None:
-    if site.gate.draining:
-        raise WrongState("the proxy is shutting down")
     paused = [served for served in databases if served.cluster.paused]
     if not paused:
         which = "nothing" if everything else f'database "{databases[0].name}"'

@@ -221,6 +221,13 @@ class Cluster:
                 pool.pause(now)
         self.resume(now)
 
+    def refuse_parked(self, error: ClientError) -> None:
+        """Tell everybody who waits for the end of a pause that it will not come."""
+        waiting = self.parked
+        self.parked = WaitQueue()
+        while (borrower := waiting.pop()) is not None:
+            borrower.refused(error)
+
     def unpause(self, now: float) -> None:
         """Lend connections again; whoever waited looks for one, the oldest first."""
         self.paused = False

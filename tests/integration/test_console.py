@@ -589,8 +589,6 @@ def test_shutdown_can_wait_for_all_clients_to_leave(own: Proxy, operator: Login,
         assert idle.execute("SELECT 1").fetchone() == (1,)
         assert connection.execute("SHOW VERSION").fetchall()
         assert own.process.poll() is None
-        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
-            connection.execute("RESUME")
     assert own.process.wait(20.0) == 0
 
 
@@ -601,6 +599,23 @@ def test_sigterm_ends_visitors_of_the_console(own: Proxy, operator: Login) -> No
         assert time.monotonic() - began < 10.0
         with pytest.raises(psycopg.errors.AdminShutdown):
             connection.execute("SELECT 1")
+
+
+def test_sigterm_does_not_wait_for_the_end_of_a_pause(
+    own: Proxy, operator: Login, application: Login
+) -> None:
+    with application.connect() as connection, console(operator).connect() as commands:
+        commands.execute("PAUSE")
+
+        def refused() -> None:
+            with pytest.raises(psycopg.errors.AdminShutdown):
+                connection.execute("SELECT 1")
+
+        with in_thread(refused):
+            wait_until(lambda: of_pools_of(operator, "cl_waiting") == 1)
+            began = time.monotonic()
+            own.stop()
+            assert time.monotonic() - began < 10.0
 
 
 def test_a_client_that_talks_nonsense_is_told_so_and_ended(own: Proxy, operator: Login) -> None:

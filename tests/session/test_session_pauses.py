@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from proxy.errors import ClientKilled
+from proxy.errors import ClientKilled, ShuttingDown
 from proxy.session.trial import try_on_server
 from tests.session.conftest import Clock
 from tests.session.fakes import World
@@ -117,6 +117,16 @@ def test_a_client_that_leaves_waits_no_longer(world: World, clock: Clock) -> Non
     world.cluster.unpause(clock.now)
     world.settle()
     assert world.backends == []
+
+
+def test_where_the_pause_will_not_end_whoever_waits_is_told(world: World, clock: Clock) -> None:
+    client = world.client()
+    world.cluster.pause(clock.now)
+    client.send(query("SELECT 1"))
+    world.cluster.refuse_parked(ShuttingDown())
+    assert error(client.take())["C"] == "57P01"
+    assert client.session.idle()
+    assert world.cluster.parked.length == 0
 
 
 def test_those_who_waited_are_served_in_their_order(world: World, clock: Clock) -> None:
