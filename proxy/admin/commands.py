@@ -247,7 +247,7 @@ def _show(rest: list[_Token], text: str) -> Command:
 
 def _select(rest: list[_Token], text: str) -> Command:
     """Take what tools ask to see whether anybody is there; PgBouncer takes SELECT for SHOW."""
-    if len(rest) == 1 and rest[0].kind == NUMBER and rest[0].text.isdigit():
+    if len(rest) == 1 and rest[0].kind == NUMBER and rest[0].text.isdigit() and len(rest[0].text) < 10:
         return Command(VALUE, "?column?", rest[0].text)
     asked = "".join(token.text for token in rest).lower().removeprefix("pg_catalog.")
     if asked in FUNCTIONS:

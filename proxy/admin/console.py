@@ -9,21 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
-import proxy
 from proxy.admin import answers
-from proxy.admin.averages import Averages
-from proxy.admin.columns import INT4, ROUTE, SHOWN, VERSION, Column, Table
 from proxy.admin.commands import NOTHING, SHOW, VALUE, Command, parse
 from proxy.admin.commands import ROUTE as ROUTE_VERB
-from proxy.admin.observing import facts, figures
 from proxy.admin.operations import carry_out
 from proxy.admin.prepared import Portal, Prepared
-from proxy.admin.settings import settings
+from proxy.admin.showing import HELP, SERVER_VERSION, Showing, columns_of
 from proxy.admin.site import Site
-from proxy.admin.tables import table
 from proxy.errors import (
     ClientError,
     CommandCancelled,
@@ -31,7 +26,6 @@ from proxy.errors import (
     ProtocolViolation,
     RateLimitExceeded,
 )
-from proxy.query.explain import explain
 from proxy.session.gate import Entrant
 from proxy.session.sessions import Visitor
 from proxy.tasks import spawn
@@ -57,83 +51,18 @@ from proxy.wire.messages import (
 
 log = logging.getLogger(__name__)
 
-SERVER_VERSION: Final = "1.25.2/bouncer"
-"""What drivers are told; tools for PgBouncer tell by it what they talk to, and which columns there are."""
-
 READS: Final = "read:metrics"
 
 MAX_WAITING: Final = 4 * MAX_HELD
 """Bytes that a client may send ahead of what is answered."""
 
-_HELP: Final = "\n\t".join(
-    [
-        "",
-        "SHOW HELP|VERSION|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|SOCKETS|ACTIVE_SOCKETS|LISTS|USERS|STATE",
-        "SHOW STATS|STATS_TOTALS|STATS_AVERAGES|TOTALS",
-        "SHOW HOSTS|KEYS|CACHE|PINS",
-        "SHOW PEERS|PEER_POOLS|MEM|DNS_HOSTS|DNS_ZONES (there are none)",
-        "SHOW ROUTE [<database>] '<sql>'",
-        "PAUSE [<database>]",
-        "RESUME [<database>]",
-        "RECONNECT [<database>]",
-        "WAIT_CLOSE [<database>]",
-        "KILL [<database>]",
-        "KILL_CLIENT <id>",
-        "ENABLE <database>",
-        "DISABLE <database>",
-        "RELOAD",
-        "SHUTDOWN [WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS]",
-    ]
-)
 
-
-class Console:
+class Console(Showing):
     """What all clients of the console share."""
-
-    def __init__(self, site: Site) -> None:
-        self.site = site
-        self.averages = Averages(time.monotonic())
 
     def enter(self, entrant: Entrant) -> ConsoleClient:
         """Return what serves a client that has logged in."""
         return ConsoleClient(self, entrant)
-
-    def tick(self, now: float) -> None:
-        """Begin a new window of averages where one is over; to be called now and then."""
-        if self.averages.due(now):
-            self.averages.turn(now, {name: figures(served) for name, served in self.site.served.items()})
-
-    async def shown(self, command: Command) -> Table:
-        """Return what a SHOW or ROUTE answers."""
-        now = time.monotonic()
-        if command.verb == ROUTE_VERB:
-            return self._route(command)
-        if command.subject == "version":
-            return Table(VERSION, [(f"PgBouncer 1.25.2 compatible, pgsluice {proxy.__version__}",)])
-        if command.subject == "config":
-            return settings(self.site.config, self.site.latest())
-        return table(command.subject, await facts(self.site, now, command.subject), self.averages, now)
-
-    def _route(self, command: Command) -> Table:
-        served = self.site.databases(command.subject)[0]
-        intents = served.database.intents
-        lines = explain(command.argument, intents.catalog, int(intents.max_parse_bytes), each=True)
-        names = [column.name for column in ROUTE]
-        return Table(ROUTE, [[_plain(line.get(name)) for name in names] for line in lines])
-
-
-def columns_of(command: Command) -> Sequence[Column] | None:
-    """Return the columns of what `command` answers, None where that has no rows."""
-    if command.verb == VALUE:
-        return [_value_column(command)]
-    if command.verb == ROUTE_VERB:
-        return ROUTE
-    return SHOWN.get(command.subject) if command.verb == SHOW else None
-
-
-def _value_column(command: Command) -> Column:
-    number = command.subject == "?column?" or command.subject == "pg_backend_pid()"
-    return Column(command.subject.removesuffix("()"), INT4 if number else 25)
 
 
 class ConsoleClient:
@@ -358,9 +287,13 @@ class ConsoleClient:
         if verb == NOTHING:
             self._write(command_complete(command.subject.encode()))
         elif verb == SHOW and command.subject == "help":
-            self._write(answers.notice("Console usage", _HELP) + command_complete(b"SHOW"))
+            self._write(answers.notice("Console usage", HELP) + command_complete(b"SHOW"))
         elif verb in (SHOW, ROUTE_VERB, VALUE):
-            shown = self._value(command) if verb == VALUE else await self._console.shown(command)
+            shown = (
+                self._console.value(command, self._place())
+                if verb == VALUE
+                else await self._console.shown(command)
+            )
             if portal is None:
                 self._write(answers.row_description(shown.columns))
             for part in answers.rows(shown, portal.formats if portal is not None else ()):
@@ -388,24 +321,10 @@ class ConsoleClient:
             raise outcome
         return outcome
 
-    def _value(self, command: Command) -> Table:
-        """Return what any server could be asked."""
-        known: dict[str, str | int] = {
-            "server_version": SERVER_VERSION,
-            "server_version_num": "12502",
-            "version()": f"PgBouncer 1.25.2 compatible, pgsluice {proxy.__version__}",
-            "current_database()": self._database,
-            "current_schema()": "",
-            "current_user": self.key.id,
-            "session_user": self.key.id,
-            "user": self.key.id,
-            "pg_backend_pid()": self.pid,
-            "pg_is_in_recovery()": "f",
-            "pg_advisory_unlock_all()": "",
-        }
-        value: str | int = known.get(command.subject, command.argument)
-        column = _value_column(command)
-        return Table([column], [[int(value) if column.type == INT4 else value]])
+    def _place(self) -> dict[str, str | int]:
+        """Return what a client is told of itself."""
+        who = dict.fromkeys(("current_user", "session_user", "user"), self.key.id)
+        return {**who, "current_database()": self._database, "pg_backend_pid()": self.pid}
 
     def _record(self, command: Command, started: float, error: ClientError | None = None) -> None:
         self._site.access.event(
@@ -431,7 +350,3 @@ async def _outcome(command: Command, site: Site) -> str | ClientError:
         return await carry_out(command, site)
     except ClientError as error:
         return error
-
-
-def _plain(value: object) -> str | int | None:
-    return value if value is None or isinstance(value, int) else str(value)

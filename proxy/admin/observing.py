@@ -77,22 +77,30 @@ async def facts(site: Site, now: float, subject: str) -> Facts:
         if subject == "keys"
         else (),
         caches=tuple(_cache(name, served) for name, served in site.served.items()),
-        console=Figures(
-            xact_count=site.commands,
-            query_count=site.commands,
-            received=site.received,
-            sent=site.sent,
-            xact_time=site.command_us,
-            query_time=site.command_us,
-        ),
+        console=_of_console(site),
         port=site.config.listen.port,
         logging_in=len(site.gate.logins),
         paused=site.paused,
     )
 
 
-def figures(served: Served) -> Figures:
-    """Return what was done for the clients of one database, from its start."""
+def figures(site: Site) -> dict[str, Figures]:
+    """Return what was done for the clients of each database and of the console, from the start."""
+    return {name: _of_database(served) for name, served in site.served.items()} | {CONSOLE: _of_console(site)}
+
+
+def _of_console(site: Site) -> Figures:
+    return Figures(
+        xact_count=site.commands,
+        query_count=site.commands,
+        received=site.received,
+        sent=site.sent,
+        xact_time=site.command_us,
+        query_time=site.command_us,
+    )
+
+
+def _of_database(served: Served) -> Figures:
     pools = served.pools()
     statements = served.database.statements
     return Figures(
@@ -244,7 +252,7 @@ def _database(site: Site, name: str, served: Served) -> DatabaseFacts:
         balance=_BALANCE.get(balance, balance),
         paused=served.cluster.paused,
         disabled=name in site.gate.disabled,
-        figures=figures(served),
+        figures=_of_database(served),
     )
 
 

@@ -78,6 +78,7 @@ def test_all_that_can_be_shown_is_understood(subject: str) -> None:
         "KILL_CLIENT",
         "SELECT * FROM pg_class",
         "SELECT 1, 2",
+        "SELECT 12345678901",
         "SHOW ROUTE",
         "SHOW ROUTE SELECT 1",
         "SHOW POOLS; nonsense",

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from types import SimpleNamespace
 
 import pytest
 
+from proxy.admin.commands import Command
 from proxy.admin.console import Console, ConsoleClient
+from proxy.admin.observing import figures
 from proxy.admin.site import Site
 from proxy.config import Config
+from proxy.query.cache import IntentCache
+from proxy.query.functions import FunctionCatalog
 from proxy.session.cancel import cancel_session
 from tests.session.door import Caller, Door, api_key, key_id, whole
 from tests.session.frontend import (
@@ -240,6 +246,34 @@ async def test_help_is_a_notice(reception: Reception) -> None:
     caller, _ = await reception.visit()
     came = await caller.say(query("SHOW HELP"))
     assert [each[:1] for each in split(came)] == [b"N", b"C", b"Z"]
+
+
+async def test_averages_of_the_console_itself_are_of_the_window_too(reception: Reception) -> None:
+    reception.site.commands = 6000
+    began = time.monotonic()
+    averages = reception.console.averages
+
+    def queries(now: float) -> int:
+        return averages.of("pgbouncer", figures(reception.site)["pgbouncer"], now).query_count
+
+    assert queries(began + 59.0) > 90
+    reception.console.tick(began + 60.0)
+    reception.console.tick(began + 120.0)
+    assert queries(began + 130.0) == 0
+
+
+async def test_sql_that_is_too_long_to_parse_is_explained_as_one(
+    reception: Reception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The parser's own search for statements overflows the stack as its parsing does.
+    caches = IntentCache(FunctionCatalog.builtin(), 1000)
+    monkeypatch.setattr(
+        reception.site, "databases", lambda _: [SimpleNamespace(database=SimpleNamespace(intents=caches))]
+    )
+    monkeypatch.setattr("proxy.query.explain.split", lambda _: pytest.fail("it was given to the parser"))
+    shown = await reception.console.shown(Command("route", "", "SELECT 1" + "+1" * 600))
+    (row,) = shown.rows
+    assert row[:3] == ["unknown", "primary", "longer than max_parse_bytes"]
 
 
 async def test_averages_turn_when_a_minute_is_over(reception: Reception) -> None:
