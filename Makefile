@@ -3,7 +3,9 @@
 # make test-drivers   drivers of other languages too, each on a small pool: installs them (ARGS: --json FILE, --readme)
 # make fuzz   a search for input that breaks the protocol's laws (SECONDS=60), compiled, then interpreted
 # make bench  against PgBouncer, in one run (ARGS: see python -m tests.bench --help)
+# make drill  what clients see as hosts come and go: a failover, each fault, and their own writes: six minutes
 # make thousand  1,000 clients over 5 server connections for a minute: nothing of one is seen by another
+# make reads  20,000 statements of sqlsmith's: what is called a read changes nothing (installs it; ARGS: --queries, --seed)
 # make lint   ruff and strict mypy
 # make build  compile the modules on the path of a query, beside their sources
 #
@@ -20,7 +22,7 @@ pip := $(bin)/python -m pip install --quiet --disable-pip-version-check
 workers := -n 4 --dist loadfile
 sources := $(shell find proxy -name '*.py')
 
-.PHONY: demo test test-drivers fuzz bench thousand lint build clean
+.PHONY: demo test test-drivers fuzz bench drill thousand reads lint build clean
 
 demo: build
 	@$(bin)/pgsluice demo $(ARGS)
@@ -40,8 +42,17 @@ fuzz: build .venv/developing
 bench: build .venv/developing
 	@$(bin)/python -m tests.bench $(ARGS)
 
+# One that misses what it is held to doesn't keep the others from running.
+drill: build .venv/developing
+	@missed=0; for drill in failover "failover --split-brain" "failover --lagging-replica" faults read_your_writes; do \
+		echo "python -m tests.drills.$$drill"; $(bin)/python -m tests.drills.$$drill || missed=1; done; exit $$missed
+
 thousand: build .venv/developing
 	@$(bin)/python -m tests.differential.thousand $(ARGS)
+
+reads: build .venv/developing
+	@tests/integration/install-sqlsmith
+	@$(bin)/python -m tests.integration.smith $(ARGS)
 
 lint: .venv/developing
 	$(bin)/ruff check .

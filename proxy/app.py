@@ -44,7 +44,7 @@ from proxy.errors import (
 )
 from proxy.http import server as http_server
 from proxy.logs import configure
-from proxy.observe.access_log import AccessLog
+from proxy.observe.destinations import open_access_log
 from proxy.observe.metrics import Metrics
 from proxy.observe.snapshot import HostSnapshot, ParseCacheSnapshot, PoolSnapshot, Snapshot
 from proxy.observe.stats import ProxyStats
@@ -117,13 +117,7 @@ class Proxy:
         # What the console's RELOAD and SHUTDOWN need: read the configuration anew; end the process.
         self.read: Callable[[], Config] = lambda: config
         self.end: Callable[[], None] = lambda: None
-        log_config = config.access_log
-        self.access_log = AccessLog(
-            self._copy_access_log if "table" in log_config.sinks else None,
-            sys.stdout.fileno() if "stdout" in log_config.sinks else None,
-            log_config.statements,
-            log_config.flush_interval,
-        )
+        self.access_log = open_access_log(config.access_log, self._copy_access_log)
         buffer = self.access_log.buffer
         self.stats = ProxyStats()
         self.served = {
@@ -234,12 +228,15 @@ class Proxy:
         """
         self._latest = config
         configure(config.logging)
+        self.access_log.reopen()
         self._reload_tls(config.listen.tls)
         changed = ["listen"] if _without_tls(config.listen) != _without_tls(self._config.listen) else []
         changed += [
-            section for section in _RESTART if getattr(config, section) != getattr(self._config, section)
+            section for section in _RESTART if _fixed(config, section) != _fixed(self._config, section)
         ]
         changed += sorted(config.databases.keys() ^ self.served.keys())
+        for served in self.served.values():
+            served.watch_slow(config.access_log.slow_query)
         for name, settings in config.databases.items():
             if name in self.served and not self.served[name].reload(settings):
                 changed.append(name)
@@ -446,8 +443,8 @@ class Proxy:
             if not visitor.key.valid(wall):
                 self._key_changed(visitor.key.id, None)
 
-    async def _copy_access_log(self, payload: Iterable[memoryview]) -> None:
-        await next(iter(self.served.values())).copy_access_log(payload)
+    async def _copy_access_log(self, payload: Iterable[memoryview], again: bool) -> None:
+        await next(iter(self.served.values())).access_table.write(payload, again)
 
 
 def _cancel_abandoned(server: Server) -> None:
@@ -462,6 +459,12 @@ def _address(client: Session | Visitor) -> str:
 
 def _listener_tls(settings: ListenTls) -> ListenerTls | None:
     return ListenerTls(settings) if settings.mode != "off" else None
+
+
+def _fixed(config: Config, section: str) -> object:
+    """Return what a reload can't take over of a section."""
+    value = getattr(config, section)
+    return value.model_dump(exclude={"slow_query"}) if section == "access_log" else value
 
 
 def _without_tls(listen: Listen) -> dict[str, object]:

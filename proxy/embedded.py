@@ -207,6 +207,8 @@ class Server:
         descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
             command = [self._cluster.program("postgres"), "-D", str(self.directory), "-p", str(self.port)]
+            # Under this name its replication connections stand, for synchronous_standby_names.
+            command += ["-c", f"cluster_name={self.name}"]
             self._process = account.popen(command, self.directory, descriptor)
             # A reader of our end of a pipe outlives us even if we are killed, and ends the server then.
             guard = ["/bin/sh", "-c", 'read line; kill -INT "$1"', "sh", str(self._process.pid)]
@@ -281,7 +283,7 @@ class Cluster:
             self.primary.start()
             for replica in self.replicas:
                 if not (replica.directory / "PG_VERSION").exists():
-                    self._create_replica(replica)
+                    self._copy_primary(replica, "--create-slot", f"--slot={replica.name}")
                 replica.start()
         except BaseException:
             self.stop()
@@ -295,6 +297,20 @@ class Cluster:
         if self._socket_directory != self.directory:
             shutil.rmtree(self._socket_directory, ignore_errors=True)
             self._socket_directory = self.directory
+
+    def succeeds(self, replica: Server) -> None:
+        """Let `replica`, which was promoted, be `primary` from now on, and the former primary a replica."""
+        self.replicas = [server for server in self.servers if server is not replica]
+        self.primary = replica
+
+    def rebuild(self, server: Server) -> None:
+        """Make a stopped server a new copy of the primary, without a replication slot, and start it."""
+        shutil.rmtree(server.directory)
+        self._copy_primary(server)
+        with (server.directory / "postgresql.auto.conf").open("a") as configuration:
+            # What was copied may name the slot that the primary had when it was a replica.
+            configuration.write("primary_slot_name = ''\n")
+        server.start()
 
     def __enter__(self) -> Cluster:
         self.start()
@@ -355,7 +371,7 @@ class Cluster:
         with (self.primary.directory / "postgresql.conf").open("a") as configuration:
             configuration.writelines(f"{name} = '{_quoted(value)}'\n" for name, value in settings.items())
 
-    def _create_replica(self, replica: Server) -> None:
+    def _copy_primary(self, replica: Server, *slot: str) -> None:
         self.run(
             "pg_basebackup",
             f"--pgdata={replica.directory}",
@@ -363,8 +379,7 @@ class Cluster:
             f"--port={self.primary.port}",
             f"--username={SUPERUSER}",
             "--write-recovery-conf",
-            "--create-slot",
-            f"--slot={replica.name}",
+            *slot,
             "--wal-method=stream",
             "--checkpoint=fast",
             "--no-sync",

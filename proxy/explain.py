@@ -8,14 +8,9 @@ from proxy.config import Config, Database
 from proxy.config.model import Routing
 from proxy.errors import SluiceError, UpstreamUnavailable
 from proxy.query import explain as pure
-from proxy.query.functions import FunctionCatalog
+from proxy.query.functions import SNAPSHOT_QUERY, FunctionCatalog
 from proxy.transport.tls import ServerTls
 from proxy.upstream.control import Control
-
-_FETCH_FUNCTIONS = """
-SELECT n.nspname, p.proname, p.provolatile::text
-  FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
-"""
 
 
 def explain(sql: str, config: Config | None, name: str | None, *, each: bool) -> list[dict[str, object]]:
@@ -25,7 +20,9 @@ def explain(sql: str, config: Config | None, name: str | None, *, each: bool) ->
     where there is no such database, UpstreamUnavailable where it can't be reached.
     """
     if config is None:
-        return pure.explain(sql, FunctionCatalog.builtin(), Routing().max_parse_bytes, each=each)
+        unknown = "it is none of PostgreSQL's own; -c FILE asks a database what it does"
+        catalog = FunctionCatalog.builtin()
+        return pure.explain(sql, catalog, Routing().max_parse_bytes, each=each, unknown=unknown)
     names = list(config.databases)
     if name is not None and name not in names:
         raise SluiceError(f"the configuration has no database {name}; it has {', '.join(names)}")
@@ -48,7 +45,7 @@ async def _catalog(database: Database) -> FunctionCatalog:
         )
         try:
             async with control.connection() as connection:
-                rows = await connection.fetch(_FETCH_FUNCTIONS)
+                rows = await connection.fetch(SNAPSHOT_QUERY)
         except UpstreamUnavailable as error:
             failure = error
             continue

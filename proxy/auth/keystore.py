@@ -96,6 +96,10 @@ class KeyStore:
         """Return the keys that are kept, as they were last read."""
         return [key for key, _ in self._known.values()]
 
+    def knows(self, key_id: str) -> bool:
+        """Tell whether the key was read before, and is kept."""
+        return key_id in self._known
+
     def changed(self, key_id: str) -> None:
         """Take note that the key may have changed; it is read again soon if anybody knows it here."""
         self._unknown.pop(key_id, None)

@@ -288,10 +288,19 @@ class Database(Section):
         }
 
 
+def _sink(value: str) -> str:
+    if value in ("table", "stdout") or value.startswith("file:/"):
+        return value
+    raise ValueError(
+        "table, stdout, or file: with the whole path of a file, as in file:/var/log/pgsluice/access.log"
+    )
+
+
 class AccessLog(Section):
     """Where the record of each statement and login goes."""
 
-    sinks: list[Literal["table", "stdout"]] = ["table", "stdout"]
+    # table, stdout, and file:/path for JSON lines in a file
+    sinks: list[Annotated[str, AfterValidator(_sink)]] = ["table", "stdout"]
     statements: Literal["normalized", "full", "none"] = "normalized"
     slow_query: Duration = 1.0
     flush_interval: PositiveDuration = 0.5

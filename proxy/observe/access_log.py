@@ -1,10 +1,12 @@
 """Bring access records from the buffer, where compiled code puts them, to where they are kept.
 
-    AccessBuffer ── every flush_interval, ──► Sink "table"  ── COPY ──► sluice.api_access_logs
-                    or when it is large   └─► Sink "stdout" ── JSON lines
+    AccessBuffer ── every flush_interval, ──► Sink "table"  ── spool ── COPY ──► sluice.api_access_logs
+                    or when it is large   ├─► Sink "stdout" ── JSON lines
+                                          └─► Sink "file"   ── JSON lines
 
 Each sink has a backlog of its own and one task that delivers it in order, so that a slow one holds up neither
-the other nor the event loop. A batch is delivered whole and exactly once as far as the destination can tell.
+the others nor the event loop. A batch is delivered whole, and exactly once: one that may have been delivered is marked
+as such, and the table takes it only where it isn't there.
 """
 
 from __future__ import annotations
@@ -13,14 +15,17 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Final
 
 from proxy import tasks
+from proxy.errors import reason
+from proxy.observe.batches import Backlog, Batch, MemoryBacklog
 from proxy.observe.lines import LineWriter
 from proxy.observe.record import SEED, AccessBuffer
 from proxy.observe.rows import copy_payload, count, cut, to_ascii
+from proxy.observe.spool import Spool
 from proxy.observe.text import escape
 
 log = logging.getLogger(__name__)
@@ -35,79 +40,19 @@ _COPY_TIMEOUT: Final = 30.0
 _COMPLAIN_EVERY: Final = 10.0
 
 
-class Batch:
-    """Rows that are delivered together, or not at all. Their bytes never change once they were tried."""
-
-    def __init__(self, rows: bytes, number: int) -> None:
-        self.rows = rows
-        self.number = number
-        self.attempts = 0
-        self.ascii = False
-
-
-class Backlog(Protocol):
-    """Where a sink's batches wait, oldest first; a spool on disk can stand here as well as memory."""
-
-    rows: int
-    bytes: int
-
-    def add(self, batch: Batch) -> bool:
-        """Take `batch` as the newest; False if there is no room for it."""
-
-    def first(self) -> Batch | None:
-        """Return the oldest, which stays."""
-
-    def replace_first(self, *batches: Batch) -> None:
-        """Put `batches`, or nothing, in the place of the oldest."""
-
-
-class MemoryBacklog:
-    """Batches in memory, up to `max_bytes` of rows, but at least one."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self.rows = 0
-        self.bytes = 0
-        self._max_bytes = max_bytes
-        self._batches: deque[Batch] = deque()
-
-    def add(self, batch: Batch) -> bool:
-        """Take `batch` as the newest; False if there is no room for it."""
-        if self._batches and self.bytes + len(batch.rows) > self._max_bytes:
-            return False
-        self._batches.append(batch)
-        self._count(batch, 1)
-        return True
-
-    def first(self) -> Batch | None:
-        """Return the oldest, which stays."""
-        return self._batches[0] if self._batches else None
-
-    def replace_first(self, *batches: Batch) -> None:
-        """Put `batches`, or nothing, in the place of the oldest."""
-        self._count(self._batches.popleft(), -1)
-        for batch in reversed(batches):
-            self._batches.appendleft(batch)
-            self._count(batch, 1)
-
-    def _count(self, batch: Batch, sign: int) -> None:
-        self.rows += sign * batch.number
-        self.bytes += sign * len(batch.rows)
-
-
 class Sink:
     """One destination: delivers batches in order, tries again what failed, counts what was lost.
 
-    `deliver` takes a batch's rows and returns when they are safe; it has `timeout` seconds for that. An error
-    with an `sqlstate` of class 22 says that the destination never takes these rows: they are narrowed down
-    to the one that is refused. A unique violation (23505) of a batch that was tried before says that the
-    earlier attempt had succeeded although its answer was lost: the ids are unique. Anything else is tried
-    again, after `retry_delay` seconds and then twice as long each time, up to 5 s.
+    `deliver` takes a batch and returns when its rows are safe; it has `timeout` seconds for that. An error with an
+    `sqlstate` of class 22 says that the destination never takes these rows: they are narrowed down to the one that
+    is refused. Anything else is tried again, as what may be there already, after `retry_delay` seconds and then twice
+    as long each time, up to 5 s; a row that is there (23505) or has no partition (23514) at once.
     """
 
     def __init__(
         self,
         name: str,
-        deliver: Callable[[bytes], Awaitable[None]],
+        deliver: Callable[[Batch], Awaitable[None]],
         backlog: Backlog,
         timeout: float | None = None,
         retry_delay: float = 0.25,
@@ -157,7 +102,14 @@ class Sink:
         if self._task is not None:
             await asyncio.wait({self._task}, timeout=timeout)
             await tasks.stop(self._task)
-        if self.backlog.rows:
+        if self.backlog.rows and self.backlog.lasting:
+            log.warning(
+                "access log: %d records for %s wait in the spool for the next start (%s)",
+                self.backlog.rows,
+                self.name,
+                self.last_error or "no time was left",
+            )
+        elif self.backlog.rows:
             self.dropped += self.backlog.rows
             log.error(
                 "access log: %d records for %s are lost at the end (%s)",
@@ -165,6 +117,7 @@ class Sink:
                 self.name,
                 self.last_error or "no time was left",
             )
+        self.backlog.close()
 
     async def _run(self) -> None:
         delay = self._retry_delay
@@ -183,16 +136,15 @@ class Sink:
 
     async def _try(self, batch: Batch) -> bool:
         """Deliver the oldest batch once; tell whether it is settled, in one way or another."""
-        batch.attempts += 1
         try:
             async with asyncio.timeout(self._timeout):
-                await self._deliver(batch.rows)
+                await self._deliver(batch)
         except Exception as failure:
             sqlstate = str(getattr(failure, "sqlstate", None) or "")
-            if sqlstate == "23505" and batch.attempts > 1:
-                self._delivered(batch)
+            was_tried, batch.again = batch.again, True
+            if sqlstate in ("23505", "23514") and not was_tried:
                 return True
-            if sqlstate.startswith("22") or sqlstate == "23505":
+            if sqlstate.startswith("22"):
                 self._narrow(batch, failure)
                 return True
             self._failed(failure)
@@ -216,10 +168,11 @@ class Sink:
         self.failures += 1
         # The first line alone: a server's DETAIL may hold what a row holds.
         message = str(failure).partition("\n")[0]
-        reason = escape(f"{type(failure).__name__}: {message}", 300)
+        why = escape(f"{type(failure).__name__}: {message}", 300)
         if not self.last_error:
-            log.warning("access log: %s takes no records, they wait in memory (%s)", self.name, reason)
-        self.last_error = reason
+            where = "the spool" if self.backlog.lasting else "memory"
+            log.warning("access log: %s takes no records, they wait in %s (%s)", self.name, where, why)
+        self.last_error = why
 
     def _narrow(self, batch: Batch, failure: Exception) -> None:
         """Part a batch that was refused for what it holds; give a single row one more chance as plain ASCII.
@@ -230,9 +183,9 @@ class Sink:
         if batch.number > 1:
             middle = cut(batch.rows, 0, len(batch.rows) // 2)
             halves = [batch.rows[:middle], batch.rows[middle:]]
-            self.backlog.replace_first(*(Batch(half, count(half)) for half in halves))
+            self.backlog.replace_first(*(_part(half) for half in halves))
         elif not batch.ascii:
-            plain = Batch(to_ascii(batch.rows), 1)
+            plain = _part(to_ascii(batch.rows))
             plain.ascii = True
             self.backlog.replace_first(plain)
         else:
@@ -250,36 +203,46 @@ class Sink:
                     await self._closing.wait()
 
 
+def _part(rows: bytes) -> Batch:
+    """Return a part of a batch that was tried: it may be there, if the whole is found in the spool again."""
+    part = Batch(rows, count(rows))
+    part.again = True
+    return part
+
+
 class AccessLog:
     """Owns the buffer that sessions record into, and empties it into the sinks.
 
-    `copy` gets the pieces of a whole binary COPY into sluice.api_access_logs, and returns when it is
-    committed; the partitions are its caller's matter. `lines_fd` is where JSON lines go. None leaves a sink
-    out; without any, the buffer records nothing. `flush_interval` is in seconds.
+    `copy` gets the pieces of a whole binary COPY into sluice.api_access_logs, and whether its rows may be there
+    already; it returns when it is committed. The partitions are its matter. `spool` is where batches for it wait,
+    memory where there is none. `lines` are where JSON lines go, by their names. Without any destination the buffer
+    records nothing. `flush_interval` is in seconds.
     """
 
     def __init__(
         self,
-        copy: Callable[[Iterable[memoryview]], Awaitable[None]] | None,
-        lines_fd: int | None,
+        copy: Callable[[Iterable[memoryview], bool], Awaitable[None]] | None,
+        lines: Mapping[str, LineWriter] = MappingProxyType({}),
         statements: str = "normalized",
         flush_interval: float = 0.5,
+        spool: Spool | None = None,
         max_backlog: int = _MAX_BACKLOG,
         retry_delay: float = 0.25,
     ) -> None:
         self.sinks: list[Sink] = []
-        self._lines: LineWriter | None = None
+        self.spool = spool
+        self._lines = lines
         if copy is not None:
             self._copy = copy
-            backlog = MemoryBacklog(max_backlog)
+            backlog = spool or MemoryBacklog(max_backlog)
             self.sinks.append(Sink("table", self._copy_rows, backlog, _COPY_TIMEOUT, retry_delay))
-        if lines_fd is not None:
-            self._lines = LineWriter(lines_fd)
-            backlog = MemoryBacklog(min(max_backlog, _MAX_LINES_BACKLOG))
-            self.sinks.append(Sink("stdout", self._lines.deliver, backlog, None, retry_delay))
+        for name, writer in lines.items():
+            room = MemoryBacklog(min(max_backlog, _MAX_LINES_BACKLOG))
+            self.sinks.append(Sink(name, writer.deliver, room, None, retry_delay))
         self.buffer = AccessBuffer(os.urandom(SEED), statements, _BATCH_BYTES, self._hurry, bool(self.sinks))
         self._flush_interval = flush_interval
         self._timer: asyncio.TimerHandle | None = None
+        self._syncing: asyncio.Future[None] | None = None
 
     def start(self) -> None:
         """Start flushing, in the running event loop."""
@@ -294,22 +257,42 @@ class AccessLog:
             for sink in self.sinks:
                 sink.put(rows, number)
 
+    def reopen(self) -> None:
+        """Write to new files of the same names: logrotate has moved the old ones."""
+        for name, writer in self._lines.items():
+            try:
+                writer.reopen()
+            except OSError as error:
+                log.error(
+                    "access log: %s can't be opened again, the old file goes on: %s", name, reason(error)
+                )
+
     async def close(self, timeout: float = 5.0) -> None:
         """Flush for the last time and wait for the sinks, at most `timeout` seconds."""
         if self._timer is not None:
             self._timer.cancel()
         self.flush()
         await asyncio.gather(*(sink.close(timeout) for sink in self.sinks))
-        if self._lines is not None:
-            self._lines.close()
+        for writer in self._lines.values():
+            writer.close()
 
     def _tick(self) -> None:
         self.flush()
+        self._sync()
         self._timer = asyncio.get_running_loop().call_later(self._flush_interval, self._tick)
+
+    def _sync(self) -> None:
+        """Have the disk keep what waits for the table; what is delivered at once isn't worth it."""
+        spool = self.spool
+        waits = any(sink.last_error and sink.backlog is spool for sink in self.sinks)
+        if spool is None or not waits or not spool.unsynced:
+            return
+        if self._syncing is None or self._syncing.done():
+            self._syncing = asyncio.get_running_loop().run_in_executor(None, spool.sync)
 
     def _hurry(self) -> None:
         # Called while a row is appended: the flush must come after it.
         asyncio.get_running_loop().call_soon(self.flush)
 
-    async def _copy_rows(self, rows: bytes) -> None:
-        await self._copy(copy_payload(rows))
+    async def _copy_rows(self, batch: Batch) -> None:
+        await self._copy(copy_payload(batch.rows), batch.again)

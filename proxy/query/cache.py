@@ -11,7 +11,6 @@ from proxy.query.functions import FunctionCatalog
 from proxy.query.intent import Intent
 from proxy.query.lexer import normalize
 from proxy.query.shape import Template, shape_key, template_of
-from proxy.query.unparsed import MAX_LEXED
 
 MAX_BYTES: Final = 32 * 1024 * 1024
 
@@ -69,7 +68,7 @@ class Generations:
 
 
 def _cost(key: bytes, intent: Intent) -> i64:
-    return len(key) + len(intent.normalized) + _ENTRY
+    return len(key) + intent.size + _ENTRY
 
 
 @final
@@ -117,12 +116,12 @@ class IntentCache:
     def lookup_prefix(self, prefix: bytes, size: i64) -> Intent:
         """Return the intent of a text of `size` bytes, too long to parse, of which `prefix` is at hand."""
         self.misses += 1
-        return not_parsed(prefix[:MAX_LEXED], size, "longer than max_parse_bytes")
+        return not_parsed(prefix, size, "longer than max_parse_bytes")
 
     def unparsed(self, sql: bytes, reason: str) -> Intent:
         """Return the intent of a text that can't be parsed in its session: for its encoding, say."""
         self.misses += 1
-        return not_parsed(sql[:MAX_LEXED], len(sql), reason)
+        return not_parsed(sql, len(sql), reason)
 
     def set_catalog(self, catalog: FunctionCatalog) -> None:
         """Decide by `catalog` from now on; forget what was decided by another."""

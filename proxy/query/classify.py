@@ -1,7 +1,7 @@
 """From SQL to Intent, by PostgreSQL's own parser.
 
-Only fingerprint() and parse_sql_json() of pglast are called: parse_sql() can be made to crash the process,
-and scan() to take seconds. Queries are decided by searching the JSON text instead of loading it, which is
+Only parse_sql_json() of pglast is called: parse_sql() can be made to crash the process, and scan() to take
+seconds. Queries are decided by searching the JSON text instead of loading it, which is
 quicker by far and indifferent to nesting. That is sound because a double quote inside a JSON string is always
 escaped: `"FuncCall":` can only be a key.
 """
@@ -13,17 +13,32 @@ import json
 import re
 from typing import Any, Final
 
-from pglast.parser import ParseError, fingerprint, parse_sql_json
+from pglast.parser import ParseError, parse_sql_json
 
 from proxy.query.facts import HOST_PARAMETERS, POOL_PARAMETER, Facts
+from proxy.query.fingerprint import MAX_TEXT
 from proxy.query.functions import FunctionCatalog, Verdict
 from proxy.query.intent import PRIMARY, READ, READONLY, SESSION, WRITE, Intent
-from proxy.query.lexer import COMMENT, END, ERROR, Lexer, has_long_operator
+from proxy.query.lexer import (
+    COMMENT,
+    END,
+    ERROR,
+    FOR,
+    INTO,
+    MODIFYING,
+    NEWER,
+    Lexer,
+    wears_out_parsers,
+    words_in,
+)
 from proxy.query.statements import Node, constant, looks_inside, utility
-from proxy.query.unparsed import lex
+from proxy.query.unparsed import MAX_LEXED, lex
 
 MAX_COMMENTS: Final = 100
 """Beginnings of block comments that are parsed: PostgreSQL's lexer takes quadratic time over nested ones."""
+
+MAX_STATEMENTS: Final = 1000
+"""Statements of one text that are told apart."""
 
 MAX_TREE: Final = 256 * 1024
 """Characters of JSON that are loaded for one text's utility statements; ten times what honest ones need."""
@@ -52,6 +67,25 @@ _LOCKS: Final = {
     '"LCS_FORKEYSHARE"': "FOR KEY SHARE",
 }
 
+# Names that became syntax in versions 16 to 18: to an older server they are calls of a user's functions.
+_SYNTAX: Final = {
+    '"JsonFuncExpr":{': ("json_exists", "json_query", "json_value"),
+    '"JsonTable":{': ("json_table",),
+    '"JsonParseExpr":{': ("json",),
+    '"JsonScalarExpr":{': ("json_scalar",),
+    '"JsonSerializeExpr":{': ("json_serialize",),
+    '"JsonObjectConstructor":{': ("json_object",),
+    '"JsonObjectAgg":{': ("json_objectagg",),
+    '"JsonArrayConstructor":{': ("json_array",),
+    '"JsonArrayQueryConstructor":{': ("json_array",),
+    '"JsonArrayAgg":{': ("json_arrayagg",),
+    '"MergeSupportFunc":{': ("merge_action",),
+}
+
+_UNLOCKING: Final = frozenset({"pg_advisory_unlock", "pg_advisory_unlock_all", "pg_advisory_unlock_shared"})
+# They change the session alone.
+_SESSION_FUNCTIONS: Final = _UNLOCKING | {"set_config", "setseed"}
+
 _HINT: Final = re.compile(rb"(?:--|/\*)\s*sluice:[^\n]*?\bpool\s*=\s*'?(\w+)")
 
 
@@ -60,32 +94,36 @@ def classify(sql: bytes, catalog: FunctionCatalog, normalized: bytes = b"") -> I
 
     `normalized` is normalize(sql); b"" where there is none.
     """
-    if sql.count(b"/*") > MAX_COMMENTS or has_long_operator(sql):
+    if sql.count(b"/*") > MAX_COMMENTS or wears_out_parsers(sql):
         return not_parsed(sql, len(sql), "made to be slow to parse")
     facts = Facts()
     try:
-        text = sql.decode("utf-8")
-        tree = parse_sql_json(text)
-        _Reader(tree, catalog, facts).read()
-        mark = fingerprint(text)
+        tree = parse_sql_json(sql.decode("utf-8"))
+        _Reader(tree, sql, catalog, facts).read()
     except UnicodeDecodeError:
         return not_parsed(sql, len(sql), "not UTF-8")
     except ParseError:
         return not_parsed(sql, len(sql), "parse error")
+    except OverflowError:
+        return not_parsed(sql, len(sql), "made to be slow to parse")
     except (RecursionError, AttributeError, LookupError, TypeError, ValueError):
         # A tree too deep or too large to be read, or of another form than this program knows.
         return not_parsed(sql, len(sql), "not understood")
     if facts.statements != 1:
         facts.sets_pool = False
     facts.pool = pool_hint(sql) or facts.pool
-    return facts.intent(mark, normalized.decode("utf-8", "replace") if normalized else _unread(sql, len(sql)))
+    shown = normalized.decode("utf-8", "replace") if normalized else _unread(sql, len(sql))
+    return facts.intent(shown, source=sql if len(sql) <= MAX_TEXT else b"")
 
 
 def not_parsed(sql: bytes, size: int, reason: str) -> Intent:
     """Return the intent of a text of `size` bytes that isn't parsed; `sql` is all or the beginning of it."""
     facts = lex(sql, reason)
-    facts.pool = pool_hint(sql)
-    return facts.intent("", _unread(sql, size))
+    if size > len(sql):
+        facts.loosen("can't be looked at")
+    beginning = sql[:MAX_LEXED]
+    facts.pool = pool_hint(beginning)
+    return facts.intent(_unread(beginning, size), parsed=False)
 
 
 def pool_hint(sql: bytes) -> str:
@@ -104,19 +142,31 @@ def _unread(sql: bytes, size: int) -> str:
 
 
 class _Reader:
-    """Reads the statements of one parse tree into facts."""
+    """Reads the statements of one parse tree into facts.
 
-    def __init__(self, tree: str, catalog: FunctionCatalog, facts: Facts) -> None:
+    A keyword can only be written with its letters, so what a text has no word for needn't be searched in its tree,
+    which is ten times as long. That doesn't hold for names: they can have escapes.
+    """
+
+    def __init__(self, tree: str, sql: bytes, catalog: FunctionCatalog, facts: Facts) -> None:
         self._tree = tree
+        self._several = b";" in sql
+        self._words = words_in(sql)
         self._catalog = catalog
         self._facts = facts
         self._segment = ""
 
     def read(self) -> None:
-        """Add the facts of each statement. Raises LookupError, TypeError, ValueError and RecursionError."""
-        tops = list(_TOP.finditer(self._tree))
+        """Add the facts of each statement.
+
+        Raises OverflowError for too many of them, and LookupError, TypeError, ValueError and RecursionError.
+        """
+        single = None if self._several else _TOP.search(self._tree)
+        tops = [single] if single is not None else list(_TOP.finditer(self._tree))
         spans = list(zip(tops, [top.start() for top in tops[1:]] + [len(self._tree)], strict=False))
         self._facts.statements = len(spans)
+        if len(spans) > MAX_STATEMENTS:
+            raise OverflowError("an unreasonable number of statements")
         if sum(end - top.end() for top, end in spans if looks_inside(top[1])) > MAX_TREE:
             raise ValueError("a parse tree of unreasonable size")
         for top, end in spans:
@@ -138,39 +188,45 @@ class _Reader:
 
     def _query(self, kind: str) -> None:
         """Add the facts of a query; whatever stands anywhere inside it counts."""
-        segment, facts = self._segment, self._facts
+        segment, words, facts = self._segment, self._words, self._facts
         if kind in _MODIFYING:
             facts.writes(_MODIFYING[kind])
         else:
             facts.note(READ, READONLY, "plain SELECT")
-            if any(key in segment for key in _MODIFYING_KEYS):
+            if words & MODIFYING and any(key in segment for key in _MODIFYING_KEYS):
                 facts.writes("modifying CTE")
-            if '"intoClause":{' in segment:
+            if words & INTO and '"intoClause":{' in segment:
                 facts.writes("SELECT INTO")
                 if '"relpersistence":"t"' in segment or '"schemaname":"pg_temp"' in segment:
                     facts.keep("temporary table")
-            if '"lockingClause":[' in segment:
+            if words & FOR and '"lockingClause":[' in segment:
                 facts.writes(next((words for key, words in _LOCKS.items() if key in segment), "FOR UPDATE"))
-        if '"pg_settings"' in segment and '"UpdateStmt":{' in segment:
+        if words & MODIFYING and '"pg_settings"' in segment and '"UpdateStmt":{' in segment:
             facts.set_unseen()
-        if _FUNCTION_KEY in segment:
-            self._functions()
+        self._functions()
+        if words & NEWER:
+            for key, names in _SYNTAX.items():
+                if key in segment:
+                    for name in names:
+                        if self._catalog.knows(name):
+                            self._function(name)
 
     def _functions(self) -> None:
         segment = self._segment
-        found = 0
         names = set()
-        for call in _FUNCTION.finditer(segment):
-            found += 1
+        at = segment.find(_FUNCTION_KEY)
+        while at >= 0:
+            # Found by its key, as a search by the whole pattern takes three times as long.
+            call = _FUNCTION.match(segment, at)
+            if call is None:
+                raise ValueError("a function call of unknown form")
             name = call[1] if "\\" not in call[1] else str(json.loads(f'"{call[1]}"'))
             if name == "set_config":
                 self._set_config(self._arguments(call.end()))
             elif name == "current_setting":
                 self._current_setting(self._arguments(call.end()))
-            else:
-                names.add(name)
-        if found != segment.count(_FUNCTION_KEY):
-            raise ValueError("a function call of unknown form")
+            names.add(name)
+            at = segment.find(_FUNCTION_KEY, call.end())
         for name in sorted(names):
             self._function(name)
 
@@ -194,6 +250,7 @@ class _Reader:
                 facts.change(name.lower(), local=local, reset=True)
         elif not local:
             facts.set_unseen()
+            facts.loosen("calls set_config for a parameter that the text doesn't tell")
 
     def _current_setting(self, arguments: list[Any]) -> None:
         self._facts.literal_dependent = True
@@ -205,32 +262,35 @@ class _Reader:
 
     def _function(self, name: str) -> None:
         facts = self._facts
-        if name in ("pg_advisory_unlock", "pg_advisory_unlock_shared", "pg_advisory_unlock_all"):
-            facts.note(SESSION, PRIMARY, f"calls {name}")
-            facts.unpins["advisory lock"] = None
-            return
-        if name in ("currval", "lastval"):
-            facts.note(WRITE, PRIMARY, f"calls {name}")
-            facts.keep("currval")
-            return
-        if name == "setseed":
-            facts.note(SESSION, PRIMARY, "calls setseed")
-            facts.keep("setseed", lasting=True)
-            return
         verdict = self._catalog.judge(name)
-        if verdict is Verdict.WRITES:
-            facts.writes(f"calls {name}")
-        elif verdict is Verdict.MAY_WRITE:
-            facts.note(WRITE, PRIMARY, f"calls {name}")
-            if re.match(r"pg_(?:try_)?advisory_lock", name):
-                facts.keep("advisory lock")
-        elif verdict is Verdict.UNKNOWN:
-            known = self._catalog.knows(name)
-            reason = f"calls {name}, which may write" if known else f"calls unknown function {name}"
-            facts.note(WRITE, PRIMARY, reason)
+        if verdict is Verdict.UNKNOWN:
+            facts.note(WRITE, PRIMARY, self._doubt(name))
             facts.soil(f"unknown function {name}")
-            if name.startswith("dblink_connect"):
-                facts.keep("dblink", lasting=True)
+        elif verdict is Verdict.WRITES:
+            facts.writes(f"calls {name}")
+        elif name in _SESSION_FUNCTIONS:
+            facts.note(SESSION, PRIMARY, f"calls {name}")
+        elif verdict is Verdict.MAY_WRITE:
+            facts.note(WRITE, PRIMARY, f"calls {name}, which is not known to only read")
+        # What PostgreSQL's own function of that name leaves in the session.
+        if name in _UNLOCKING:
+            facts.unpins["advisory lock"] = None
+        elif re.match(r"pg_(?:try_)?advisory_lock", name):
+            facts.keep("advisory lock")
+        elif name in ("currval", "lastval"):
+            facts.keep("currval")
+        elif name == "setseed":
+            facts.keep("setseed", lasting=True)
+        elif name.startswith("dblink_connect"):
+            facts.keep("dblink", lasting=True)
+
+    def _doubt(self, name: str) -> str:
+        """Return why a function isn't taken for one that only reads."""
+        if volatile := self._catalog.volatile(name):
+            return f"calls {name}: {volatile} is VOLATILE, so it may write"
+        if self._catalog.runs_text(name):
+            return f"calls {name}, which runs SQL that it is given"
+        return f"calls unknown function {name}"
 
 
 def _is_true(node: Any) -> bool:

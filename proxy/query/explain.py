@@ -2,28 +2,67 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from pglast.parser import ParseError, split
 
 from proxy.query.cache import IntentCache
 from proxy.query.functions import FunctionCatalog
-from proxy.query.intent import Intent
+from proxy.query.intent import SESSION, TRANSACTION, Intent
 from proxy.query.lexer import COMMENT, END, OTHER, Lexer
 
 
 def explain(
-    sql: str, catalog: FunctionCatalog, max_parse_bytes: int, *, each: bool = False
+    sql: str,
+    catalog: FunctionCatalog,
+    max_parse_bytes: int,
+    *,
+    each: bool = False,
+    unknown: str = "the database has no function of that name",
 ) -> list[dict[str, object]]:
     """Return one object for each unit: `sql` as one, or each of its statements as one where `each` is set.
 
     The keys intent, target, reason, statements and pin (None: no pin) come first and are always there; the
-    rest only where there is something to say.
+    rest only where there is something to say. `unknown` is the hint for functions that `catalog` doesn't know.
     """
     cache = IntentCache(catalog, max_parse_bytes)
     units = _split(sql) if each else [sql]
-    return [_explained(cache.lookup(unit.encode("utf-8", "surrogateescape"))) for unit in units]
+    return [_explained(cache.lookup(unit.encode("utf-8", "surrogateescape")), unknown) for unit in units]
 
 
-def _explained(intent: Intent) -> dict[str, object]:
+_BY_REASON: Final = {
+    "EXECUTE": "it goes where the statement goes that was prepared",
+    "FETCH": "it goes where its cursor is",
+    "CLOSE": "it goes where its cursor is",
+    "SET sluice.pool": "the proxy answers; it chooses the pool of what follows",
+    "RESET sluice.pool": "the proxy answers; what follows goes to the pool of its key or intent",
+    "BEGIN": "say READ ONLY, and all of the transaction goes to readonly",
+    "BEGIN SERIALIZABLE": "a standby can't run serializable transactions",
+    "parse error": "the primary gets it as it is, and tells what is wrong",
+    "longer than max_parse_bytes": "routing.max_parse_bytes says up to what size texts are parsed",
+}
+
+
+def _hint(intent: Intent, unknown: str) -> str:
+    """Return what may be done, or what the target doesn't tell; "" where the reason says it all."""
+    reason = intent.reason
+    if reason.startswith("calls unknown function "):
+        return unknown
+    if reason.endswith(" is VOLATILE, so it may write"):
+        return "if it only reads, declare it STABLE, or name it in routing.safe_functions"
+    if reason.startswith("asks for "):
+        return "primary and standby answer differently"
+    if intent.pin:
+        return "the session keeps its server connection"
+    found = _BY_REASON.get(reason, "")
+    if not found and intent.kind == TRANSACTION and intent.statements == 1 and not intent.begins:
+        return "in a transaction it goes where the transaction is"
+    if not found and intent.kind == SESSION and intent.settings and intent.target == "readonly":
+        return "the session takes it along, to whichever server its next statement goes"
+    return found
+
+
+def _explained(intent: Intent, unknown: str) -> dict[str, object]:
     line: dict[str, object] = {
         "intent": intent.kind,
         "target": intent.target,
@@ -32,6 +71,7 @@ def _explained(intent: Intent) -> dict[str, object]:
         "pin": intent.pin or None,
     }
     details: dict[str, object] = {
+        "hint": "" if intent.refused else _hint(intent, unknown),
         "pool": intent.pool,
         "begins": intent.begins,
         "settings": list(intent.settings),

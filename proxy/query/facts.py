@@ -23,6 +23,11 @@ _TRANSACTION_PARAMETERS: Final = frozenset(
 _STRENGTH: Final = {READ: 0, TRANSACTION: 1, SESSION: 2, UNKNOWN: 3, WRITE: 4, DDL: 5}
 
 
+def _is_on(value: str | None) -> bool:
+    """Tell whether PostgreSQL takes `value` for "on", as far as whole words go."""
+    return value is not None and value.lower() in ("on", "true", "yes", "1")
+
+
 class Facts:
     """What is known so far; attributes mean what they mean in Intent."""
 
@@ -73,6 +78,11 @@ class Facts:
         self.note(WRITE, PRIMARY, reason)
         self.needs_write = True
 
+    def loosen(self, reason: str) -> None:
+        """Add a way out of READ ONLY, which is all that holds functions back that run with their owner's rights."""
+        self.note(TRANSACTION, PRIMARY, reason)
+        self.needs_write = True
+
     def defines(self, reason: str) -> None:
         """Add DDL."""
         self.note(DDL, PRIMARY, reason)
@@ -118,6 +128,8 @@ class Facts:
             self.refuse(f'parameter "{name}" is set by the proxy alone', for_admin=True)
         if name in HOST_PARAMETERS:
             self.note(SESSION, PRIMARY, f"SET {name}")
+            if not reset and not _is_on(value):
+                self.loosen(f"SET {name}")
         self.change(name, local=local, reset=reset)
 
     def change(self, name: str, *, local: bool, reset: bool) -> None:
@@ -142,8 +154,8 @@ class Facts:
         self.keep("unseen settings")
         self.soil("unseen settings")
 
-    def intent(self, fingerprint: str, normalized: str) -> Intent:
-        """Return what was gathered."""
+    def intent(self, normalized: str, *, parsed: bool = True, source: bytes = b"") -> Intent:
+        """Return what was gathered of a text; its fingerprint is that of `source`, or of `normalized` without one."""
         # Where each statement may run anywhere, nothing has been proven to read: primary.
         reads = not self.statements or (self._targets and PRIMARY not in self._targets)
         target = READONLY if reads else PRIMARY
@@ -173,6 +185,7 @@ class Facts:
             self.executes,
             self.deallocates,
             self.literal_dependent,
-            fingerprint,
+            parsed,
+            source,
             normalized,
         )

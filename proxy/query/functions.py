@@ -6,24 +6,38 @@ A name is judged, not a function: arguments decide among functions of one name o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
 SNAPSHOT_QUERY: Final = """\
-SELECT n.nspname, p.proname, p.provolatile::text
-  FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+SELECT n.nspname, p.proname,
+       CASE WHEN p.prokind = 'a' THEN coalesce((
+                     SELECT pg_catalog.max(s.provolatile::text)
+                       FROM pg_catalog.pg_aggregate a
+                       JOIN pg_catalog.pg_proc s
+                         ON s.oid IN (a.aggtransfn, a.aggfinalfn, a.aggcombinefn, a.aggserialfn, a.aggdeserialfn,
+                                      a.aggmtransfn, a.aggminvtransfn, a.aggmfinalfn)
+                      WHERE a.aggfnoid = p.oid), 'v')
+            WHEN p.provolatile = 'v' AND l.lanname = 'c' THEN 'c'
+            ELSE p.provolatile::text END
+  FROM pg_catalog.pg_proc p
+  JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+  JOIN pg_catalog.pg_language l ON l.oid = p.prolang
  WHERE p.prokind <> 'p'"""
-"""Gives the rows of `FunctionCatalog.from_rows` on a live database."""
+"""Gives the rows of `FunctionCatalog.from_rows` on a live database.
+
+CREATE AGGREGATE marks every aggregate immutable, whatever its functions do: an aggregate is as volatile as they are.
+"""
 
 
 class Verdict(Enum):
     """What calling a function may do."""
 
     SAFE = "only reads"
-    MAY_WRITE = "may write, but leaves the session as it is"
+    MAY_WRITE = "isn't known to only read, but leaves the session as it is"
     WRITES = "writes"
     UNKNOWN = "may do anything"
 
@@ -65,9 +79,16 @@ VOLATILE_READERS: Final = frozenset(
 """PostgreSQL's own functions that are marked volatile and only read; another schema's aren't meant."""
 
 EXTENSION_READERS: Final = frozenset(
-    {"gen_random_bytes", "gen_salt", "uuid_generate_v1", "uuid_generate_v1mc", "uuid_generate_v4"}
+    {
+        "gen_random_bytes",
+        "gen_random_uuid",
+        "gen_salt",
+        "uuid_generate_v1",
+        "uuid_generate_v1mc",
+        "uuid_generate_v4",
+    }
 )
-"""The same from pgcrypto and uuid-ossp, in whatever schema these were created."""
+"""The same from pgcrypto and uuid-ossp, in whatever schema these were created; only functions in C are meant."""
 
 _WRITES: Final = re.compile(
     r"(?:nextval|setval|pg_notify|pg_logical_emit_message|pg_stat_reset\w*"
@@ -88,9 +109,12 @@ _BUILTIN_FUNCTIONS: Final = Path(__file__).with_name("builtin_functions.txt")
 class FunctionCatalog:
     """Verdicts on function names, from a snapshot of pg_proc and an operator's list of safe names."""
 
-    def __init__(self, verdicts: dict[str, Verdict], known: frozenset[str]) -> None:
-        self._verdicts = verdicts
+    def __init__(
+        self, verdicts: dict[str, Verdict], known: frozenset[str], volatile: Mapping[str, str]
+    ) -> None:
         self._known = known
+        self._volatile = volatile
+        self._verdicts = {name: _severer(_listed(name), verdict) for name, verdict in verdicts.items()}
 
     @classmethod
     def builtin(cls, safe: Iterable[str] = ()) -> FunctionCatalog:
@@ -103,39 +127,62 @@ class FunctionCatalog:
     ) -> FunctionCatalog:
         """Return the catalogue of a database: schema, name and provolatile of all its functions.
 
-        `safe` are names that the operator answers for; those that are known to write stay unsafe.
+        A volatility of "c" is a volatile function in C, which only a superuser can have made. `safe` are names that
+        the operator answers for; those that are known to write stay unsafe.
         """
         verdicts: dict[str, Verdict] = {}
         known = set()
+        volatile: dict[str, str] = {}
         for schema, name, volatility in rows:
             known.add(name)
             verdict = _verdict_of_row(schema, name, volatility)
+            if verdict is Verdict.UNKNOWN:
+                volatile.setdefault(name, f"{schema}.{name}")
             if _SEVERITY[verdict] > _SEVERITY[verdicts.get(name, Verdict.SAFE)] or name not in verdicts:
                 verdicts[name] = verdict
         for name in safe:
             verdicts[name] = Verdict.SAFE
-        return cls(verdicts, frozenset(known))
+        return cls(verdicts, frozenset(known), volatile)
 
     def judge(self, name: str) -> Verdict:
-        """Return what a call of `name`, without its schema, may do; UNKNOWN for a name never heard of."""
-        if _WRITES.match(name):
-            return Verdict.WRITES
-        if _MAY_WRITE.match(name):
-            return Verdict.MAY_WRITE
-        if _UNKNOWN.match(name):
-            return Verdict.UNKNOWN
-        return self._verdicts.get(name, Verdict.UNKNOWN)
+        """Return what a call of `name`, without its schema, may do; UNKNOWN for a name never heard of.
+
+        A user's function under the name of one of PostgreSQL's counts as what it is: the name alone doesn't tell
+        which of them is called.
+        """
+        return self._verdicts.get(name) or _listed(name) or Verdict.UNKNOWN
 
     def knows(self, name: str) -> bool:
         """Tell whether any schema holds a function of that name."""
         return name in self._known
+
+    def volatile(self, name: str) -> str:
+        """Return which user's function makes `name` unsafe, with its schema; "" where none does."""
+        return self._volatile.get(name, "")
+
+    def runs_text(self, name: str) -> bool:
+        """Tell whether `name` is one of those that run SQL which they are given."""
+        return _UNKNOWN.match(name) is not None
+
+
+def _listed(name: str) -> Verdict | None:
+    """Return the verdict on a name that no catalogue makes safe, None for any other."""
+    if _WRITES.match(name):
+        return Verdict.WRITES
+    if _MAY_WRITE.match(name):
+        return Verdict.MAY_WRITE
+    return Verdict.UNKNOWN if _UNKNOWN.match(name) else None
+
+
+def _severer(listed: Verdict | None, known: Verdict) -> Verdict:
+    return known if listed is None or _SEVERITY[known] > _SEVERITY[listed] else listed
 
 
 _SEVERITY: Final = {Verdict.SAFE: 0, Verdict.MAY_WRITE: 1, Verdict.WRITES: 2, Verdict.UNKNOWN: 3}
 
 
 def _verdict_of_row(schema: str, name: str, volatility: str | bytes) -> Verdict:
-    if volatility in ("i", "s", b"i", b"s") or name in EXTENSION_READERS:
+    if volatility in ("i", "s", b"i", b"s") or (volatility == "c" and name in EXTENSION_READERS):
         return Verdict.SAFE
     if schema != "pg_catalog":
         return Verdict.UNKNOWN

@@ -6,6 +6,8 @@ from typing import Final, final
 
 from mypy_extensions import i64
 
+from proxy.query.fingerprint import fingerprint_of
+
 READ: Final = "read"
 TRANSACTION: Final = "transaction"
 SESSION: Final = "session"
@@ -22,7 +24,7 @@ class Intent:
     """Facts about one SQL text, which is one unit to PostgreSQL however many statements it holds.
 
     Shared by every session that sends the text, or another that differs in literals alone. Immutable, but for
-    the parts of access records, and what `refuted` changes.
+    the parts of access records, what `refuted` changes, and what is only worked out when it is asked for.
     """
 
     def __init__(
@@ -52,7 +54,8 @@ class Intent:
         executes: str,
         deallocates: str,
         literal_dependent: bool,
-        fingerprint: str,
+        parsed: bool,
+        source: bytes,
         normalized: str,
     ) -> None:
         # The strongest of the statements, in the order of the constants above.
@@ -103,8 +106,6 @@ class Intent:
         self.deallocates: Final = deallocates
         # Another text that differs in literals alone may mean something else.
         self.literal_dependent: Final = literal_dependent
-        # libpg_query's, 16 hex digits; "" where the text wasn't parsed.
-        self.fingerprint: Final = fingerprint
         # The text with each literal as $n, or "<not parsed: N bytes, sha256 16-hex>".
         self.normalized: Final = normalized
         # The text has names of prepared statements in it.
@@ -113,10 +114,26 @@ class Intent:
         self.sweeps: Final = unclean == "RESET ALL" or unclean == "DISCARD ALL"
         # The session has something to do for it before it runs.
         self.special: Final = bool(pin or unpins or unclean or settings or local_settings or shows_pool)
+        # What the fingerprint is taken of; b"" where that is `normalized`, or where the text wasn't parsed.
+        self._parsed: Final = parsed
+        self._source: Final = source
+        self._fingerprint = ""
+        # Bytes that it takes more than any other, roughly.
+        self.size: Final[i64] = len(source) + len(normalized)
         # What every access record of this text shares, encoded; filled by the access log.
         self.log_part: bytes = b""
         # Target and reason, encoded, where the text itself decides.
         self.where_part: bytes = b""
+
+    @property
+    def fingerprint(self) -> str:
+        """Return 16 hex digits that all texts share which differ in literals alone; "" where it wasn't parsed.
+
+        It is libpg_query's, but for long texts. Only the access log asks, and it takes as long as parsing.
+        """
+        if self._parsed and not self._fingerprint:
+            self._fingerprint = fingerprint_of(self._source, self.normalized)
+        return self._fingerprint
 
     def refuted(self, sqlstate: str) -> None:
         """Learn that a replica, or a login that can't write, refused what was taken for a read: the primary is next."""

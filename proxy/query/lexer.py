@@ -24,6 +24,7 @@ OTHER: Final = 7  # one byte of an operator or punctuation, or ..
 ERROR: Final = 8  # nothing that PostgreSQL would accept; the rest of the text isn't read
 
 MAX_OPERATOR: Final = 32
+MAX_OPERATORS: Final = 12_000  # of a text, also in its strings: more than any of 16 KiB can have
 _OPERATOR_CHARACTERS: Final = b"~!@#^&|`?+-*/%<>="
 
 # Quoted constants: '' is a quote in the first two, a backslash escapes in the second alone.
@@ -50,6 +51,7 @@ def _class_of(byte: int) -> int:
 
 
 _CLASSES: Final = bytes([_class_of(byte) for byte in range(256)])
+_OPERATORS: Final = bytes([byte in _OPERATOR_CHARACTERS for byte in range(256)])
 
 
 @final
@@ -282,7 +284,8 @@ def normalize(text: bytes) -> bytes:
     """Return `text` without comments and with each literal as $n, counting on from its highest parameter.
 
     White space shrinks to one space. TRUE and FALSE count as literals where they are values, and so does what
-    a SET assigns. Returns b"" for what PostgreSQL couldn't read either, and where nothing is left.
+    a SET assigns; what stands behind UESCAPE doesn't. Returns b"" for what PostgreSQL couldn't read either, and
+    where nothing is left.
     """
     lexer = Lexer(text)
     out = BytesWriter()
@@ -305,13 +308,14 @@ def normalize(text: bytes) -> bytes:
         if kind == ERROR:
             return b""
         keyword: i64 = 0
-        literal = kind in (STRING, NUMBER)
+        # The character behind UESCAPE decides what an identifier's name is.
+        literal = kind == NUMBER or (kind == STRING and before != _UESCAPE)
         if kind == WORD:
             keyword = _keyword(text, start, end - start)
             if assigning == 2:
                 literal = True
             elif keyword == _BOOLEAN:
-                literal = before != _TEST
+                literal = before != _TEST and before != _DOT
             elif keyword == _SET and (opening or altering):
                 assigning = 1
             elif keyword == _ALTER and opening:
@@ -328,6 +332,8 @@ def normalize(text: bytes) -> bytes:
                 assigning = 0
             elif text[start] == 0x3D and assigning == 1:  # =
                 assigning = 2
+            elif text[start] == 0x2E:  # "."
+                keyword = _DOT  # s.true() is a function's name
         before = keyword
         if start != kept and (start != kept + 1 or text[kept] != 0x20 or kept == 0):
             out.write(text[copied:kept])
@@ -348,6 +354,8 @@ _TO: Final = 2
 _SET: Final = 3
 _BOOLEAN: Final = 4
 _ALTER: Final = 5
+_UESCAPE: Final = 6
+_DOT: Final = 7
 
 
 def _keyword(text: bytes, start: i64, length: i64) -> i64:
@@ -359,7 +367,7 @@ def _keyword(text: bytes, start: i64, length: i64) -> i64:
         return _BOOLEAN if _is(text, start, b"true") else 0
     if length == 5:
         return _BOOLEAN if _is(text, start, b"false") else _ALTER if _is(text, start, b"alter") else 0
-    return 0
+    return _UESCAPE if length == 7 and _is(text, start, b"uescape") else 0
 
 
 def _is(text: bytes, start: i64, word: bytes) -> bool:
@@ -373,14 +381,59 @@ def _is(text: bytes, start: i64, word: bytes) -> bool:
     return True
 
 
-def has_long_operator(text: bytes) -> bool:
-    """Tell whether an operator is longer than MAX_OPERATOR: PostgreSQL's lexer takes cubic time over it."""
+MODIFYING: Final = 1
+INTO: Final = 2
+FOR: Final = 4
+NEWER: Final = 8
+"""What words_in() returns: INSERT, UPDATE, DELETE, MERGE; INTO; FOR; and words of which newer versions made syntax."""
+
+
+def words_in(text: bytes) -> i64:
+    """Return which of some keywords `text` may hold, in its comments and strings too; all that it has are told."""
+    size: i64 = len(text)
+    found: i64 = 0
+    i: i64 = 0
+    while i < size - 2:
+        c: u8 = text[i] | 0x20
+        if c == 0x69:  # i
+            if size - i >= 4 and _is(text, i, b"into"):
+                found |= INTO
+            elif size - i >= 6 and _is(text, i, b"insert"):
+                found |= MODIFYING
+        elif c == 0x66:  # f
+            if _is(text, i, b"for"):
+                found |= FOR
+        elif c == 0x75 or c == 0x64:  # u, d
+            if size - i >= 6 and (_is(text, i, b"update") or _is(text, i, b"delete")):
+                found |= MODIFYING
+        elif c == 0x6D:  # m
+            if size - i >= 5 and _is(text, i, b"merge"):
+                found |= MODIFYING | NEWER
+        elif c == 0x6A:  # j
+            if size - i >= 4 and _is(text, i, b"json"):
+                found |= NEWER
+        i += 1
+    return found
+
+
+def wears_out_parsers(text: bytes) -> bool:
+    """Tell whether operators would keep PostgreSQL's parser busy: one that is longer than MAX_OPERATOR, or too many.
+
+    Its lexer takes cubic time over a long one.
+    """
     size: i64 = len(text)
     run: i64 = 0
+    count: i64 = 0
     i: i64 = 0
     while i < size and run <= MAX_OPERATOR:
-        run = run + 1 if text[i] in _OPERATOR_CHARACTERS else 0
+        if _OPERATORS[text[i]] != 0:
+            run += 1
+        elif run > 0:
+            count += 1
+            run = 0
         i += 1
+    if count > MAX_OPERATORS:
+        return True
     if run <= MAX_OPERATOR:
         return False
     # They may be part of a comment or a string, which is common, and harmless.

@@ -44,6 +44,12 @@ def constant(node: Any) -> str | None:
     return str(value["sval"].get("sval", "")) if "sval" in value else None
 
 
+def _number(node: Any) -> str | None:
+    """Return the integer in an A_Const as text; None for anything else."""
+    value = node.get("A_Const", {}) if isinstance(node, dict) else {}
+    return str(value["ival"].get("ival", 0)) if "ival" in value else None
+
+
 def _words(kind: str) -> str:
     """Return "ALTER TABLE" for AlterTableStmt."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind.removesuffix("Stmt")).upper()
@@ -146,8 +152,11 @@ def _transaction(node: Node, facts: Facts, nested: Nested) -> None:
             facts.note(TRANSACTION, PRIMARY, "BEGIN SERIALIZABLE")
         elif read_only:
             facts.note(TRANSACTION, READONLY, "BEGIN READ ONLY")
+        elif read_only is False:
+            facts.loosen("BEGIN READ WRITE")
         else:
             facts.note(TRANSACTION, PRIMARY, "BEGIN")
+        facts.needs_write |= read_only is False
         return
     if kind in ("COMMIT", "ROLLBACK", "PREPARE"):
         facts.begins = ""
@@ -189,7 +198,7 @@ def _set(node: Node, facts: Facts, nested: Nested) -> None:
         arguments = node.get("args") or [None]
         value = constant(arguments[0])
         facts.note(SESSION, READONLY, f"{'RESET' if kind == 'VAR_RESET' else 'SET'} {name}")
-        facts.set_parameter(name, local=local, value=value, reset=reset)
+        facts.set_parameter(name, local=local, value=value or _number(arguments[0]), reset=reset)
         if name == POOL_PARAMETER and not local:
             facts.pool = value or ""
             facts.sets_pool = True
@@ -202,8 +211,10 @@ def _set_modes(name: str, arguments: Any, facts: Facts) -> None:
         return
     if name == "session characteristics":
         facts.note(SESSION, READONLY, "SET SESSION CHARACTERISTICS")
+        read_only, _ = _modes(arguments)
         for argument in arguments:
-            facts.set_parameter(f"default_{argument['DefElem']['defname']}", local=False)
+            name = f"default_{argument['DefElem']['defname']}"
+            facts.set_parameter(name, local=False, value="on" if read_only else None)
         return
     read_only, serializable = _modes(arguments)
     if serializable:
@@ -213,7 +224,8 @@ def _set_modes(name: str, arguments: Any, facts: Facts) -> None:
     elif read_only:
         facts.note(TRANSACTION, READONLY, "SET TRANSACTION READ ONLY")
     else:
-        facts.note(TRANSACTION, PRIMARY, "SET TRANSACTION READ WRITE")
+        facts.loosen("SET TRANSACTION READ WRITE")
+    facts.needs_write |= read_only is False
 
 
 def _show(node: Node, facts: Facts, nested: Nested) -> None:

@@ -1,7 +1,8 @@
 """Texts that aren't parsed: their tokens alone tell what to refuse, what pins, and what is changed.
 
 They are "unknown" and go to the primary whatever they say. Only the beginning of a long text is looked at;
-what stands behind it is caught by the reset that the connection gets, and by PostgreSQL.
+what stands behind it is caught by the reset that the connection gets, and by PostgreSQL. Where a text might leave READ
+ONLY, which would let functions write that run with their owner's rights, it needs a key that may write.
 """
 
 from __future__ import annotations
@@ -10,12 +11,18 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final
 
-from proxy.query.facts import Facts
+from proxy.query.facts import HOST_PARAMETERS, Facts
 from proxy.query.intent import PRIMARY, UNKNOWN
-from proxy.query.lexer import COMMENT, END, ERROR, OTHER, STRING, WORD, Lexer
+from proxy.query.lexer import COMMENT, END, ERROR, OTHER, QUOTED, STRING, WORD, Lexer
 
 MAX_LEXED: Final = 16 * 1024
 """Bytes of a text that are looked at."""
+
+# Without one of these no text leaves READ ONLY.
+_OPENING: Final = (b"write", b"read_only", b"set_config", b'u&"')
+_LONGEST_WORD: Final = 16
+
+_SET_CONFIG_NAME: Final = "the name in set_config("  # no token has blanks in it
 
 _HEAD: Final = 8  # tokens of each statement that are kept: enough for CREATE OR REPLACE LOCAL TEMPORARY VIEW
 
@@ -68,20 +75,33 @@ def lex(sql: bytes, reason: str) -> Facts:
             if byte == 0x3B:  # ;
                 _statement(head, facts)
                 if facts.statements >= _MAX_STATEMENTS:
+                    facts.loosen("an unreasonable number of statements")
                     return facts
                 head = []
                 before = ""
                 continue
             if byte == 0x28:  # (
                 word = "set_config(" if before == "set_config" else "("
+        elif kind == QUOTED and sql[lexer.start] != 0x22:
+            facts.loosen("an identifier with escapes")
         elif kind == STRING and before == "set_config(":
+            word = _SET_CONFIG_NAME
             facts.set_parameter(lexer.word().strip("'"), local=True)
+        # Nothing but a plain constant tells the name.
+        if (before == "set_config(" and kind not in (STRING, COMMENT)) or (
+            before == _SET_CONFIG_NAME and kind != COMMENT and sql[lexer.start] != 0x2C
+        ):
+            facts.loosen("calls set_config for a parameter that the text doesn't tell")
+        if word == _SET_CONFIG_NAME and b"'" in sql[lexer.start + 1 : lexer.end - 1]:
+            facts.loosen("calls set_config for a parameter that the text doesn't tell")
         if kind != COMMENT:
             before = word
             if len(head) < _HEAD:
                 head.append((word or lexer.word()).strip('"'))
     _statement(head, facts)
     facts.statements = max(facts.statements, 1)
+    if len(sql) > MAX_LEXED and any(word in sql[MAX_LEXED - _LONGEST_WORD :].lower() for word in _OPENING):
+        facts.loosen("may leave READ ONLY")
     return facts
 
 
@@ -89,6 +109,8 @@ def _word(word: str, before: str, facts: Facts) -> None:
     """Add what a word anywhere in a statement tells; `before` is the word or parenthesis before it."""
     if before == "(" and word in _MODIFYING:
         facts.needs_write = True
+    elif before == "read" and word == "write":
+        facts.loosen("READ WRITE")
     elif before == "into" and word in _TEMPORARY:
         facts.keep("temporary table")
     elif word.startswith(("pg_advisory_lock", "pg_try_advisory_lock")):
@@ -162,7 +184,7 @@ def _set(head: Sequence[str], facts: Facts) -> None:
         return
     else:
         name = _name(rest)
-        value = rest[1:2] if name == "role" else []
+        value = rest[1:2] if name == "role" else rest[2:3] if name in HOST_PARAMETERS else []
     reset = value == ["default"]
     facts.set_parameter(name, local=local, value=value[0].strip("'") if value else None, reset=reset)
 

@@ -108,6 +108,8 @@ class Answering(SessionState):
         pool.stats.statement(
             intent.kind, queued_us, duration_us - queued_us, reply.bytes_in, reply.bytes_out, reply.sqlstate
         )
+        if duration_us >= database.slow_us:
+            self._was_slow(pool, intent, reply, server.last_byte_at, duration_us, queued_us)
         database.access.statement(
             self.log_part,
             pool.log_part,
@@ -125,6 +127,24 @@ class Answering(SessionState):
             reply.sqlstate,
             reply.code,
             b"",
+        )
+
+    def _was_slow(
+        self, pool: Pool, intent: Intent, reply: Message, now: float, duration_us: i64, queued_us: i64
+    ) -> None:
+        """Tell the program's log of a statement that took long."""
+        database = self.database
+        shown = "" if database.access.statements == "none" else intent.normalized
+        database.slow.tell(
+            now,
+            duration_us,
+            queued_us,
+            self.key.id,
+            f"pool {pool.name} on {pool.host}",
+            reply.rows,
+            reply.sqlstate.decode("ascii", "replace"),
+            shown,
+            intent.fingerprint,
         )
 
     def record_unanswered(self, server: Server, sqlstate: bytes, code: bytes) -> None:

@@ -9,6 +9,7 @@ from mypy_extensions import i64
 
 from proxy.auth.usage import Usage
 from proxy.observe.record import AccessBuffer
+from proxy.observe.slow import NEVER, SlowLog
 from proxy.observe.stats import ProxyStats
 from proxy.query.cache import IntentCache
 from proxy.query.intent import Intent
@@ -46,6 +47,9 @@ class Database:
         self.usage = Usage()
         self.access = access
         self.stats = stats
+        # Statements that take as many microseconds are told to the log.
+        self.slow = SlowLog(name)
+        self.slow_us: i64 = NEVER
         # The wall clock's lead over the monotonic one, and the servers' over ours, in seconds.
         self.wall_offset: float = time.time() - time.monotonic()
         self.server_offset: float = 0.0

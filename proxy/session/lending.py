@@ -14,7 +14,7 @@ from proxy.errors import (
 from proxy.query.facts import POOL_PARAMETER
 from proxy.query.intent import SESSION, TRANSACTION, Intent
 from proxy.query.prepared import Statement
-from proxy.query.route import Route
+from proxy.query.route import REPLICA, Route
 from proxy.session.collect import DuplicateStatement
 from proxy.session.deferral import (
     NONE,
@@ -237,7 +237,8 @@ class Lending(Deferring):
             # The rest of a long message that was not sent is not sent either.
             self.stream_to_server = False
         if not unit.reads_only:
-            self.wrote = True
+            # What goes to a replica is sent by a login that can't write: a READ ONLY transaction, a SET.
+            self.wrote = self.wrote or self.route.host_role != REPLICA
             first_change = unit.intent
             if first_change is not None and first_change.kind != SESSION and first_change.kind != TRANSACTION:
                 self.last_writer = server

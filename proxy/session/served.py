@@ -10,16 +10,16 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import asyncpg
 
 from proxy import config as model
-from proxy.auth.key import Key
 from proxy.auth.keystore import FileKeyStore, KeyStore
 from proxy.errors import ClientError, NoPrimary, UpstreamUnavailable
 from proxy.observe.record import AccessBuffer, pool_part
+from proxy.observe.slow import NEVER
 from proxy.observe.stats import ProxyStats
 from proxy.preflight.finding import Finding
 from proxy.preflight.gate import BYPASSED, BypassError, alarms, bypasses, remedy
@@ -27,10 +27,12 @@ from proxy.query.cache import IntentCache
 from proxy.query.functions import SNAPSHOT_QUERY, FunctionCatalog
 from proxy.query.intent import Intent
 from proxy.session.database import Database
+from proxy.session.key_reading import KeyReading
 from proxy.session.signing import Signing
 from proxy.session.usage import write_usage
 from proxy.tasks import spawn, stop
 from proxy.transport.tls import ServerTls, TlsError
+from proxy.upstream.access_table import AccessTable
 from proxy.upstream.breaker import Breaker
 from proxy.upstream.cluster import LEAST_CONNECTIONS, RANDOM, ROUND_ROBIN, Cluster, Host
 from proxy.upstream.control import Control
@@ -45,12 +47,6 @@ log = logging.getLogger(__name__)
 _BALANCE = {"round_robin": ROUND_ROBIN, "least_connections": LEAST_CONNECTIONS, "random": RANDOM}
 
 _KEY_CHANNEL = "sluice_keys"
-
-_FETCH_KEY = """
-SELECT id, name, user_id, permissions, secret_sha256, scram_verifier, default_pool, allowed_addresses,
-       rate_limit_per_minute, expires_at, revoked_at
-  FROM sluice.api_keys WHERE id = $1
-"""
 
 _ENSURE_PARTITIONS = "SELECT sluice.ensure_partitions()"
 
@@ -127,7 +123,11 @@ class Served:
         if config.auth.keys == "file":
             self.keys = FileKeyStore(config.auth.keys_file)
         else:
-            self.keys = KeyStore(self._fetch_key, config.auth.cache_ttl, time.monotonic)
+            reading = KeyReading(self.cluster, self.controls, self.health.alarm)
+            self.keys = KeyStore(reading.fetch, config.auth.cache_ttl, time.monotonic)
+            reading.knows = self.keys.knows
+        self.watch_slow(config.access_log.slow_query)
+        self.access_table = AccessTable(self._primary_control)
         self._logs_to_table = config.access_log.sinks.count("table") > 0
         self._functions: frozenset[tuple[str, str, str]] = frozenset()
         self._listens = config.auth.keys == "database"
@@ -204,6 +204,10 @@ class Served:
         self.database.failover_wait = settings.health.failover_wait
         self.database.failover_attempts = settings.health.failover_attempts
 
+    def watch_slow(self, seconds: float) -> None:
+        """Tell the log of statements that take so long; 0 for none."""
+        self.database.slow_us = int(seconds * 1e6) if seconds > 0.0 else NEVER
+
     async def stop(self) -> None:
         """End the tasks and close every server connection that is idle."""
         await stop(*self._tasks)
@@ -238,10 +242,6 @@ class Served:
         """Tell whether the database can be served."""
         serves = self.cluster.primary is not None or bool(self.cluster.replicas)
         return serves and (not self._signed or self.database.signer is not None)
-
-    async def copy_access_log(self, payload: Iterable[memoryview]) -> None:
-        """Write records to sluice.api_access_logs on the primary."""
-        await self._primary_control().copy_rows("api_access_logs", payload)
 
     # -- what is kept current
 
@@ -304,18 +304,6 @@ class Served:
         async with self._primary_control().connection() as connection:
             await connection.fetch(_ENSURE_PARTITIONS)
 
-    async def _fetch_key(self, key_id: str) -> Key | None:
-        failure: ClientError | None = None
-        for control in self._controls_that_may_know():
-            try:
-                async with control.connection() as connection:
-                    row = await connection.fetchrow(_FETCH_KEY, key_id)
-                return Key.from_row(row) if row is not None else None
-            except UpstreamUnavailable as error:
-                self.health.alarm()
-                failure = failure or error
-        raise failure or self.cluster.unavailable(True)
-
     async def _listen(self) -> None:
         """Hear of changed keys as they happen; after an interruption every cached key is read again."""
         while True:
@@ -335,7 +323,7 @@ class Served:
             # Whoever has waited long enough is told so, the others wait on.
             self.cluster.resume(now)
         for host in self.cluster.hosts:
-            if host.up:
+            if host.up and not host.is_outdated:
                 for pool in host.pools.values():
                     pool.maintain(now)
             else:
@@ -365,17 +353,12 @@ class Served:
 
     def _any_control(self) -> Control:
         """Return the primary's control connections, a replica's where there is no primary."""
-        for control in self._controls_that_may_know():
-            return control
-        raise self.cluster.unavailable(True)
-
-    def _controls_that_may_know(self) -> Iterator[Control]:
-        """Yield the control connections of the hosts that are up, the primary's first."""
         primary = self.cluster.primary
         if primary is not None:
-            yield self.controls[primary.name]
-        for host in list(self.cluster.replicas):
-            yield self.controls[host.name]
+            return self.controls[primary.name]
+        for host in self.cluster.replicas:
+            return self.controls[host.name]
+        raise self.cluster.unavailable(True)
 
     def _add_pool(self, host: Host, name: str, settings: model.Pool, strict: bool) -> None:
         limits = _limits(settings, strict)
@@ -408,15 +391,13 @@ class Served:
         return closed
 
     async def _open(self, pool: Pool, login: Login) -> None:
+        await _after_failures(pool)
         started = time.monotonic()
         try:
             server = await connect(login, self._closed(pool))
         except ClientError as error:
             if pool.failures_in_a_row == 0:
                 log.warning("pool %s on %s: %s", pool.name, pool.host, error.extra)
-            else:
-                # A host that refuses is not asked more than once a second.
-                await asyncio.sleep(_RETRY)
             pool.open_failed(error)
             if pool.failing:
                 self.health.alarm()
@@ -424,6 +405,16 @@ class Served:
         now = time.monotonic()
         pool.stats.connect_time.observe(int((now - started) * 1e6))
         pool.opened(server, now)
+
+
+async def _after_failures(pool: Pool) -> None:
+    """Wait where the last attempt to open a connection failed: a host that refuses is asked once a second.
+
+    Not longer than until its host has answered otherwise.
+    """
+    until = time.monotonic() + _RETRY
+    while pool.failures_in_a_row and time.monotonic() < until:
+        await asyncio.sleep(_MAINTENANCE)
 
 
 def _limits(settings: model.Pool, strict: bool) -> PoolLimits:

@@ -19,6 +19,8 @@ ROUND_ROBIN: Final = 0
 LEAST_CONNECTIONS: Final = 1
 RANDOM: Final = 2
 
+_ANY_LAG: Final = 1e18
+
 
 @final
 class Host:
@@ -43,6 +45,8 @@ class Host:
         self.lag: float = 0.0
         self.response_time: float = 0.0
         self.last_error: str = "not probed yet"
+        # A primary that was replaced, and does not know it: nothing is sent there.
+        self.is_outdated = False
         # It answered what makes it unfit to be used.
         self.is_unfit = False
         # When the first of the failures came that have come since its last answer; 0.0 for none.
@@ -131,6 +135,11 @@ class Cluster:
         self._system: i64 = 0
         self._refused: str = ""
 
+    @property
+    def had_primary(self) -> bool:
+        """Tell whether there was a primary since the start; else replicas are all that is configured, perhaps."""
+        return self._timeline > 0
+
     def roles_changed(self) -> None:
         """Work out anew who is primary and who serves reads, after hosts were probed.
 
@@ -161,8 +170,12 @@ class Cluster:
             log.info("%s: %s is the primary, on timeline %d", self.name, chosen.name, chosen.timeline)
         self.primary = chosen
         self.replicas = [host for host in self.hosts if host.is_replica]
-        for host in primaries:
-            if host.timeline < self._timeline and host.system == self._system:
+        for host in self.hosts:
+            was_outdated = host.is_outdated
+            host.is_outdated = (
+                host.is_primary and host.timeline < self._timeline and host.system == self._system
+            )
+            if host.is_outdated and not was_outdated:
                 host.dismiss(HostUnavailable(f"host {host.name} is not the primary any more"))
 
     def pool_for(self, name: str, wants_replica: bool, after: float) -> Pool:
@@ -173,7 +186,7 @@ class Cluster:
         UpstreamUnavailable where none ever will.
         """
         if wants_replica and self.replicas:
-            host = self._replica(name, after)
+            host = self._replica(name, after, self.max_lag)
             if host is not None:
                 return host.pools[name]
         primary = self.primary
@@ -183,6 +196,11 @@ class Cluster:
                 raise UpstreamUnavailable(f'there is no pool "{name}"')
             if not pool.failing:
                 return pool
+        if wants_replica:
+            # Nobody else is left: what is late is better than nothing.
+            host = self._replica(name, after, _ANY_LAG)
+            if host is not None:
+                return host.pools[name]
         raise self.unavailable(wants_replica)
 
     def unavailable(self, reads: bool) -> ClientError:
@@ -239,10 +257,10 @@ class Cluster:
         while (borrower := waiting.pop()) is not None:
             borrower.reroute(now)
 
-    def _replica(self, name: str, after: float) -> Host | None:
+    def _replica(self, name: str, after: float, max_lag: float) -> Host | None:
         fit: list[Host] = []
         for host in self.replicas:
-            if host.fresh_as_of > after and host.lag <= self.max_lag:
+            if host.fresh_as_of > after and host.lag <= max_lag:
                 pool = host.pools.get(name)
                 if pool is not None and not pool.failing:
                     fit.append(host)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import asyncpg
 
@@ -25,6 +25,16 @@ log = logging.getLogger(__name__)
 
 _SETTINGS = {"search_path": "pg_catalog", "application_name": "pgsluice control"}
 _COMMAND_TIMEOUT = 10.0
+
+# What asyncpg raises where a server or the network fails. The last one says that the connection got a server's FATAL
+# error while it was about to ask.
+FAILURES = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
 
 
 class Control:
@@ -66,7 +76,7 @@ class Control:
             connection = await self._take()
             try:
                 yield connection
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+            except FAILURES as error:
                 connection.terminate()
                 raise UpstreamUnavailable(extra=f"host={self.host}:{self.port}: {describe(error)}") from error
             except BaseException:
@@ -86,20 +96,6 @@ class Control:
             await ended.wait()
         finally:
             connection.terminate()
-
-    async def copy_rows(self, table: str, payload: Iterable[memoryview]) -> None:
-        """Append the rows of `payload`, a whole binary COPY stream in pieces, to sluice.`table`.
-
-        Raises what asyncpg raises, for its SQLSTATE tells whether trying again makes sense.
-        """
-        try:
-            async with self.connection() as connection:
-                # asyncpg would read a file object in a thread; a generator costs half of that. Its messages
-                # take any buffer, although it asks for bytes.
-                source = cast("AsyncIterator[bytes]", _each(payload))
-                await connection.copy_to_table(table, schema_name="sluice", source=source, format="binary")
-        except UpstreamUnavailable as error:
-            raise (error.__cause__ or error) from None
 
     def forget(self) -> None:
         """Close every idle connection: the host's name means another address now."""
@@ -123,7 +119,7 @@ class Control:
                 **self._arguments, ssl=for_asyncpg(self._tls)
             )
             return connection
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+        except FAILURES as error:
             raise UpstreamUnavailable(extra=f"host={self.host}:{self.port}: {describe(error)}") from error
 
 
@@ -134,13 +130,11 @@ def for_asyncpg(tls: ServerTls) -> ssl.SSLContext | Literal[False, "prefer"]:
     return "prefer" if tls.mode == "prefer" else tls.context
 
 
-async def _each(pieces: Iterable[memoryview]) -> AsyncIterator[memoryview]:
-    for piece in pieces:
-        yield piece
-
-
 def describe(error: BaseException) -> str:
     """Return what went wrong in a few words; some errors have no text of their own."""
     if isinstance(error, ssl.SSLError):
         return explain(error)
+    if isinstance(error, (asyncpg.InternalClientError, asyncpg.ConnectionDoesNotExistError)):
+        # Their texts are about asyncpg's own states.
+        return "the connection was lost"
     return str(error) or type(error).__name__

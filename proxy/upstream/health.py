@@ -130,7 +130,7 @@ class Health:
                 self._alarmed.clear()
                 await self.probe()
             pause = interval or self._thresholds.retry_after
-            if self._cluster.primary is None or self._cluster.stranded.length:
+            if self._cluster.primary is None or self._cluster.stranded.length or self._under_way:
                 pause = min(pause, _HURRY)
             await asyncio.sleep(_LEAST_PAUSE)
             try:
@@ -181,8 +181,9 @@ class Health:
         now = time.monotonic()
         due = int((now - probe.since) / self._patience)
         if due > probe.counted:
+            for _ in range(due - probe.counted):
+                host.failed(f"no answer for {now - probe.since:.1f} s", now, silent=True)
             probe.counted = due
-            host.failed(f"no answer for {now - probe.since:.1f} s", now, silent=True)
             if not host.up:
                 # What comes of it would be old; and where it is asked next, it is on a connection of its own.
                 probe.task.cancel()
@@ -232,19 +233,15 @@ class Health:
         self._samples.append((asked_at, position))
 
     def _note_replica(self, answer: _Answer) -> None:
-        """Compare what a standby has replayed with the primary's positions.
+        """Compare what a standby has replayed with the positions of the primary, or of the last one.
 
         Which of the two was asked first doesn't matter: a position that the primary had after T covers what was
         written before T, whenever it is reached.
         """
-        primary = self._cluster.primary
+        primary = self._cluster.primary or self._sampled
         host = answer.host
-        if not host.in_recovery:
-            # It was promoted since.
-            return
-        if primary is None:
-            # Nobody writes: what the replica has is all there is to read.
-            host.lag = 0.0
+        if not host.in_recovery or primary is None:
+            # It was promoted since; or nobody knows what there is to replay.
             return
         if host.timeline != primary.timeline or host.system != primary.system:
             # It has another history, or is not known to have this one: its positions tell nothing.

@@ -241,8 +241,13 @@ class Pool:
         self.stats.connect_failures += 1
         self.failures_in_a_row += 1
         self.last_failure = error.extra or error.message
-        if not self.servers and self.opening == 0:
-            self.failing = isinstance(error, HostUnavailable)
+        if self.servers:
+            return
+        if isinstance(error, HostUnavailable):
+            # Other attempts that are under way will hardly do better: nobody has to wait for that.
+            self.failing = True
+            self.refuse_all(error)
+        elif self.opening == 0:
             self.refuse_all(error)
 
     def hope(self) -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from tests.bench import report
 from tests.bench.measure import WORKLOADS, Workload, idle_bytes, run
-from tests.bench.rigs import Rig, access_log_rows, rigs
+from tests.bench.rigs import UNLOGGED, Rig, access_log_rows, rigs
 
 IDLE = "idle"
 SCRAPE_INTERVAL = 5.0
@@ -26,7 +26,7 @@ def main() -> None:
     """Run what the command line asks for, print the table, write the files."""
     options = _arguments()
     console = Console()
-    wanted = [name for name in ("direct", "pgbouncer", "pgsluice") if name in options.rigs]
+    wanted = [name for name in ("direct", "pgbouncer", "pgsluice", UNLOGGED) if name in options.rigs]
     chosen = _chosen(options.only)
     with rigs(wanted) as (running, superuser), tempfile.TemporaryDirectory() as scratch:
         results = report.Results(running, options.seconds, options.rounds, idle_clients=options.idle_clients)
@@ -38,7 +38,7 @@ def main() -> None:
             for workload in chosen:
                 _measure(workload, running, results, Path(scratch), console)
         results.resident = {rig.name: rig.resident_bytes() for rig in running if rig.process is not None}
-        results.notes += _notes(running, superuser)
+        results.notes += [*_notes(running, superuser), *report.cost_of_the_log(results, chosen)]
     report.print_table(results, chosen, console)
     if options.json:
         report.write_json(results, chosen, options.json)
@@ -120,7 +120,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--only", action="append", default=[], metavar="NAME", help="simple, simple:64, rows, idle…"
     )
-    parser.add_argument("--rigs", default="direct,pgbouncer,pgsluice", help="which of the three (all)")
+    parser.add_argument(
+        "--rigs",
+        default="direct,pgbouncer,pgsluice",
+        help="which of them, all three by default; unlogged is pgsluice without access log and metrics",
+    )
     parser.add_argument(
         "--idle-clients", type=int, default=1000, help="clients whose memory is measured (1000)"
     )

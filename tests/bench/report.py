@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench.measure import ROWS_SCRIPT, Run, Workload
-from tests.bench.rigs import POOL_SIZE, ROWS, SCALE, Rig
+from tests.bench.rigs import POOL_SIZE, ROWS, SCALE, UNLOGGED, Rig
 
 NAMES = ("pgsluice", "pgbouncer", "direct")
 
@@ -52,6 +52,16 @@ class Results:
         runs = self.runs.get(workload, {})
         pairs = list(zip(runs.get(one, []), runs.get(other, []), strict=False))
         return median(first.tps / second.tps for first, second in pairs) if pairs else None
+
+
+def cost_of_the_log(results: Results, workloads: Sequence[Workload]) -> list[str]:
+    """Return what the access log and the metrics take of the throughput, where it was measured too without them."""
+    told = []
+    for workload in workloads:
+        ratio = results.ratio(workload.name, "pgsluice", UNLOGGED)
+        if ratio is not None:
+            told.append(f"{workload.name} {100 * (1 - ratio):.1f} %")
+    return [f"the access log and the metrics take of the throughput: {', '.join(told)}"] if told else []
 
 
 def print_table(results: Results, workloads: Sequence[Workload], console: Console) -> None:

@@ -26,6 +26,7 @@ ROLE = "app_ro"
 ROWS = 20_000
 SCALE = 10
 POOL_SIZE = 20
+UNLOGGED = "unlogged"
 
 
 @dataclass
@@ -94,7 +95,7 @@ def rigs(wanted: list[str], pool_size: int = POOL_SIZE) -> Iterator[tuple[list[R
         with ExitStack() as stack:
             cluster = stack.enter_context(Cluster(directory / "postgresql", replicas=0, settings=settings))
             passwords = _install(cluster)
-            makers = {"direct": _direct, "pgbouncer": _pgbouncer, "pgsluice": pgsluice}
+            makers = {"direct": _direct, "pgbouncer": _pgbouncer, "pgsluice": pgsluice, UNLOGGED: _unlogged}
             running = [
                 stack.enter_context(makers[name](cluster, directory, passwords, pool_size)) for name in wanted
             ]
@@ -196,10 +197,19 @@ def _pgbouncer(cluster: Cluster, directory: Path, passwords: dict[str, str], poo
 
 
 @contextmanager
-def pgsluice(cluster: Cluster, directory: Path, passwords: dict[str, str], pool_size: int) -> Iterator[Rig]:
+def _unlogged(cluster: Cluster, directory: Path, passwords: dict[str, str], pool_size: int) -> Iterator[Rig]:
+    """Start pgsluice without its access log, metrics and health: what these cost is the difference."""
+    with pgsluice(cluster, directory, passwords, pool_size, UNLOGGED) as rig:
+        yield rig
+
+
+@contextmanager
+def pgsluice(
+    cluster: Cluster, directory: Path, passwords: dict[str, str], pool_size: int, name: str = "pgsluice"
+) -> Iterator[Rig]:
     import proxy
 
-    home = directory / "pgsluice"
+    home = directory / name
     home.mkdir()
     with psycopg.connect(cluster.primary.dsn(DATABASE)) as admin:
         row = admin.execute(
@@ -215,7 +225,7 @@ def pgsluice(cluster: Cluster, directory: Path, passwords: dict[str, str], pool_
     port, http_port = free_port(), free_port()
     configuration = {
         "listen": {"port": port},
-        "http": {"port": http_port},
+        "http": {"port": http_port} if name != UNLOGGED else "off",
         "databases": {
             DATABASE: {
                 "database": DATABASE,
@@ -228,7 +238,10 @@ def pgsluice(cluster: Cluster, directory: Path, passwords: dict[str, str], pool_
                 },
             }
         },
-        "access_log": {"sinks": ["table"], "spool_dir": str(home / "spool")},
+        "access_log": {
+            "sinks": ["table"] if name != UNLOGGED else [],
+            "spool_dir": str(home / "spool"),
+        },
     }
     (home / "pgsluice.yaml").write_text(yaml.safe_dump(configuration))
     command = [sys.executable, "-m", "proxy", "serve", "-c", str(home / "pgsluice.yaml")]
@@ -238,8 +251,9 @@ def pgsluice(cluster: Cluster, directory: Path, passwords: dict[str, str], pool_
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
     version = f"pgsluice {proxy.__version__}, {'compiled' if proxy.compiled() else 'interpreted'}"
-    rig = Rig("pgsluice", port, key.rpartition("_")[0], key, psutil.Process(process.pid), version)
-    rig.metrics_url = f"http://127.0.0.1:{http_port}/metrics"
+    rig = Rig(name, port, key.rpartition("_")[0], key, psutil.Process(process.pid), version)
+    if name != UNLOGGED:
+        rig.metrics_url = f"http://127.0.0.1:{http_port}/metrics"
     try:
         _until_it_answers(rig, process, home / "log")
         yield rig

@@ -12,9 +12,10 @@ import asyncpg
 import pytest
 
 from proxy.embedded import Cluster
-from proxy.observe.access_log import MemoryBacklog, Sink
+from proxy.observe.access_log import Sink
+from proxy.observe.batches import MemoryBacklog
 from proxy.observe.record import AccessBuffer, pool_part, route_part, session_part
-from proxy.observe.rows import COLUMNS, copy_payload, count, json_lines
+from proxy.observe.rows import COLUMNS, copy_payload, json_lines
 from proxy.query.cache import IntentCache
 from proxy.query.functions import FunctionCatalog
 from tests.integration.support import DATABASE, Installation
@@ -132,53 +133,12 @@ async def test_json_lines_say_what_postgresql_stored(table: asyncpg.Connection[A
         assert line == told
 
 
-async def test_a_copy_that_is_sent_twice_is_stored_once(table: asyncpg.Connection[Any]) -> None:
-    rows = every_kind_of_row()
-    number = count(rows)
-    answers = [ConnectionResetError("the answer is lost")]
-
-    async def deliver(given: bytes) -> None:
-        await copy(table, given)
-        if answers:
-            raise answers.pop()
-
-    sink = Sink("table", deliver, MemoryBacklog(10**7), retry_delay=0.0)
-    sink.start()
-    sink.put(rows, number)
-    await sink.close(30)
-    assert (sink.written, sink.refused, sink.dropped, sink.failures) == (number, 0, 0, 1)
-    assert len(await stored(table)) == number
-
-
-async def test_a_missing_partition_is_waited_for(table: asyncpg.Connection[Any]) -> None:
-    buffer = AccessBuffer(os.urandom(10))
-    buffer.event("login", AT + 86_400, session_part("key", "", "", "", ""))
-    refusals: list[str] = []
-
-    async def deliver(rows: bytes) -> None:
-        try:
-            await copy(table, rows)
-        except asyncpg.PostgresError as error:
-            refusals.append(error.sqlstate or "")
-            await table.execute(
-                "CREATE TABLE next_day PARTITION OF logs FOR VALUES FROM ('2025-11-21Z') TO ('2025-11-22Z')"
-            )
-            raise
-
-    sink = Sink("table", deliver, MemoryBacklog(10**7), retry_delay=0.0)
-    sink.start()
-    sink.put(buffer.take(), 1)
-    await sink.close(30)
-    assert refusals == ["23514"]
-    assert (sink.written, sink.failures) == (1, 1)
-
-
 async def test_characters_that_the_database_lacks_are_escaped(latin1: asyncpg.Connection[Any]) -> None:
     buffer = AccessBuffer(os.urandom(10))
     session = session_part("key", "", "", "", "")
     for reason in ("plain", "naïve", "☃", "plain again"):
         buffer.event("admin", AT, session, reason=reason)
-    sink = Sink("table", lambda rows: copy(latin1, rows), MemoryBacklog(10**7), retry_delay=0.0)
+    sink = Sink("table", lambda batch: copy(latin1, batch.rows), MemoryBacklog(10**7), retry_delay=0.0)
     sink.start()
     sink.put(buffer.take(), 4)
     await sink.close(30)

@@ -209,3 +209,17 @@ def test_http_can_be_turned_off(start_proxy: Callable[..., Proxy], make_key: Mak
         assert connection.execute("SELECT 1").fetchone() == (1,)
     with pytest.raises(OSError):
         _fetch(silent.url("/healthz"))
+
+
+def test_a_slow_statement_is_a_warning_without_its_literals(
+    start_proxy: Callable[..., Proxy], make_key: MakeKey
+) -> None:
+    proxy = start_proxy({"access_log": {"slow_query": "100ms"}})
+    user, key = make_key()
+    with proxy.login(user, key).connect() as connection:
+        connection.execute("SELECT pg_sleep(0.2), 'a secret'")
+        connection.execute("SELECT 'quick'")
+    wait_until(lambda: proxy.said("slow statement"))
+    (line,) = [line for line in proxy.errors.read_text().splitlines() if "slow statement" in line]
+    assert " WARNING " in line and f"key {user}; pool readonly on replica1; 1 rows" in line
+    assert line.endswith("SELECT pg_sleep($1), $2") and "secret" not in line

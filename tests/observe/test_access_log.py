@@ -5,12 +5,16 @@ import json
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
 
 import pytest
 
-from proxy.observe.access_log import AccessLog, Batch, MemoryBacklog, Sink
+from proxy.observe.access_log import AccessLog, Sink
+from proxy.observe.batches import Batch, MemoryBacklog
+from proxy.observe.lines import LineWriter
 from proxy.observe.record import AccessBuffer, session_part
 from proxy.observe.rows import copy_payload
+from proxy.observe.spool import Spool
 from tests.observe.decoder import decode
 
 SESSION = session_part("key", "", "", "", "")
@@ -23,7 +27,10 @@ class DatabaseError(Exception):
 
 
 class Table:
-    """Takes rows as a database does: all of a COPY or none, by what `answers` say, in turn."""
+    """Takes rows as a database does: all of a batch or none, by what `answers` say, in turn.
+
+    Of one that may be there, what isn't.
+    """
 
     def __init__(self, *answers: BaseException | str | None) -> None:
         self.answers = list(answers)
@@ -31,7 +38,13 @@ class Table:
         self.stored: list[str] = []
         self.refuses: Callable[[str], bool] = lambda reason: False
 
-    async def deliver(self, rows: bytes) -> None:
+    async def deliver(self, batch: Batch) -> None:
+        await self.take(batch.rows, batch.again)
+
+    async def copy(self, payload: Iterable[memoryview], again: bool) -> None:
+        await self.take(b"".join(payload)[19:-2], again)
+
+    async def take(self, rows: bytes, again: bool) -> None:
         reasons = [row["reason"] for row in decode(rows)]
         self.attempts.append(reasons)
         answer = self.answers.pop(0) if self.answers else None
@@ -44,7 +57,9 @@ class Table:
             raise ConnectionResetError
         if isinstance(answer, BaseException):
             raise answer
-        if set(reasons) & set(self.stored):
+        if again:
+            reasons = [reason for reason in reasons if reason not in self.stored]
+        elif set(reasons) & set(self.stored):
             raise DatabaseError("23505")
         self.stored += reasons
 
@@ -57,7 +72,7 @@ def rows_of(*reasons: str) -> bytes:
 
 
 def sink_of(
-    deliver: Callable[[bytes], Awaitable[None]], timeout: float | None = None, room: int = 10**6
+    deliver: Callable[[Batch], Awaitable[None]], timeout: float | None = None, room: int = 10**6
 ) -> Sink:
     return Sink("table", deliver, MemoryBacklog(room), timeout, retry_delay=0.0)
 
@@ -172,13 +187,34 @@ class TestSink:
         assert table.stored == ["a", "\\u2603", "b"]
         assert (sink.written, sink.refused) == (3, 0)
 
-    async def test_an_id_that_is_there_at_the_first_attempt_is_refused(self) -> None:
+    async def test_a_row_that_is_there_at_the_first_attempt_stays_as_it_is(self) -> None:
         table = Table()
         table.stored = ["b"]
         sink = sink_of(table.deliver)
         await delivered(sink, rows_of("a", "b", "c"))
         assert table.stored == ["b", "a", "c"]
-        assert (sink.written, sink.refused) == (2, 1)
+        assert (sink.written, sink.refused, sink.failures) == (3, 0, 0)
+
+    async def test_a_row_without_a_partition_is_tried_again_at_once(self) -> None:
+        table = Table(DatabaseError("23514"))
+        sink = sink_of(table.deliver)
+        await delivered(sink, rows_of("a"))
+        assert table.attempts == [["a"], ["a"]] and (sink.written, sink.failures) == (1, 0)
+
+    async def test_what_is_left_in_a_lasting_backlog_is_not_lost(
+        self, caplog: pytest.LogCaptureFixture, tmp_path: Path
+    ) -> None:
+        table = Table("hangs")
+        sink = Sink("table", table.deliver, Spool(tmp_path), retry_delay=0.0)
+        sink.start()
+        sink.put(rows_of("a", "b"), 2)
+        await sink.close(0.01)
+        assert (sink.written, sink.dropped) == (0, 0)
+        assert "2 records for table wait in the spool for the next start" in caplog.text
+        table.stored = ["a"]
+        again = Sink("table", table.deliver, Spool(tmp_path), retry_delay=0.0)
+        await delivered(again, rows_of("c"))
+        assert table.stored == ["a", "b", "c"], "what may be there is looked for"
 
     async def test_what_finds_no_room_is_dropped_and_said(self, caplog: pytest.LogCaptureFixture) -> None:
         rows = rows_of("a")
@@ -225,11 +261,11 @@ class TestAccessLog:
         payloads: list[bytes] = []
         arrived = asyncio.Event()
 
-        async def copy(payload: Iterable[memoryview]) -> None:
+        async def copy(payload: Iterable[memoryview], again: bool) -> None:
             payloads.append(b"".join(payload))
             arrived.set()
 
-        access_log = AccessLog(copy, None, flush_interval=0.001)
+        access_log = AccessLog(copy, flush_interval=0.001)
         access_log.start()
         access_log.buffer.event("login", 1.0, SESSION, "first")
         await asyncio.wait_for(arrived.wait(), 10)
@@ -244,11 +280,11 @@ class TestAccessLog:
         table = Table()
         arrived = asyncio.Event()
 
-        async def copy(payload: Iterable[memoryview]) -> None:
-            await table.deliver(b"".join(payload)[19:-2])
+        async def copy(payload: Iterable[memoryview], again: bool) -> None:
+            await table.copy(payload, again)
             arrived.set()
 
-        access_log = AccessLog(copy, None, flush_interval=3600.0)
+        access_log = AccessLog(copy, flush_interval=3600.0)
         access_log.start()
         for _ in range(5000):
             access_log.buffer.event("admin", 1.0, SESSION, "x" * 500)
@@ -259,11 +295,7 @@ class TestAccessLog:
     async def test_feeds_both_sinks(self) -> None:
         reader, writer = os.pipe()
         table = Table()
-
-        async def copy(payload: Iterable[memoryview]) -> None:
-            await table.deliver(b"".join(payload)[19:-2])
-
-        access_log = AccessLog(copy, writer, flush_interval=3600.0)
+        access_log = AccessLog(table.copy, {"stdout": LineWriter(writer)}, flush_interval=3600.0)
         access_log.start()
         access_log.buffer.event("login", 1.0, SESSION, "hello")
         await access_log.close()
@@ -274,7 +306,7 @@ class TestAccessLog:
             os.close(descriptor)
 
     async def test_without_sinks_records_nothing(self) -> None:
-        access_log = AccessLog(None, None)
+        access_log = AccessLog(None)
         access_log.start()
         access_log.buffer.event("login", 1.0, SESSION, "hello")
         assert access_log.buffer.rows == 0
@@ -283,10 +315,10 @@ class TestAccessLog:
     async def test_new_ids_follow_each_flush(self) -> None:
         table: list[bytes] = []
 
-        async def copy(payload: Iterable[memoryview]) -> None:
+        async def copy(payload: Iterable[memoryview], again: bool) -> None:
             table.append(b"".join(payload)[19:-2])
 
-        access_log = AccessLog(copy, None, flush_interval=3600.0)
+        access_log = AccessLog(copy, flush_interval=3600.0)
         access_log.start()
         for _ in range(3):
             access_log.buffer.event("login", 1.0, SESSION)
@@ -298,11 +330,7 @@ class TestAccessLog:
 
     async def test_the_event_loop_goes_on_while_the_database_is_away(self) -> None:
         table = Table(*[ConnectionRefusedError()] * 5)
-
-        async def copy(payload: Iterable[memoryview]) -> None:
-            await table.deliver(b"".join(payload)[19:-2])
-
-        access_log = AccessLog(copy, None, flush_interval=0.001, retry_delay=0.0)
+        access_log = AccessLog(table.copy, flush_interval=0.001, retry_delay=0.0)
         access_log.start()
         for number in range(5):
             access_log.buffer.event("login", 1.0, SESSION, str(number))

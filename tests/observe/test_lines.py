@@ -5,9 +5,11 @@ import json
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from proxy.observe.batches import Batch
 from proxy.observe.lines import LineWriter
 from proxy.observe.record import AccessBuffer, session_part
 
@@ -24,12 +26,12 @@ def pipe() -> Iterator[tuple[int, int]]:
             assert error.errno == 9
 
 
-def rows_of(number: int, text: str = "") -> bytes:
+def rows_of(number: int, text: str = "") -> Batch:
     buffer = AccessBuffer(b"0123456789")
     part = session_part("key", "", "", "", "")
     for index in range(number):
         buffer.event("admin", float(index), part, str(index), "", "", None, text)
-    return buffer.take()
+    return Batch(buffer.take(), number)
 
 
 def reasons(lines: bytes) -> list[str]:
@@ -111,3 +113,29 @@ async def test_the_thread_ends_at_close(pipe: tuple[int, int]) -> None:
     writer.close()
     thread.join(10)
     assert not thread.is_alive()
+
+
+async def test_a_file_that_was_moved_away_is_opened_again(tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+    writer = LineWriter.at(path)
+    await writer.deliver(rows_of(2))
+    path.rename(tmp_path / "access.log.1")
+    await writer.deliver(rows_of(1))
+    writer.reopen()
+    await writer.deliver(rows_of(3))
+    writer.close()
+    assert reasons((tmp_path / "access.log.1").read_bytes()) == ["0", "1", "0"]
+    assert reasons(path.read_bytes()) == ["0", "1", "2"]
+    assert path.stat().st_mode & 0o007 == 0
+
+
+async def test_a_file_that_cannot_be_opened_again_is_written_on(tmp_path: Path) -> None:
+    directory = tmp_path / "logs"
+    directory.mkdir()
+    writer = LineWriter.at(directory / "access.log")
+    directory.rename(tmp_path / "moved")
+    with pytest.raises(FileNotFoundError):
+        writer.reopen()
+    await writer.deliver(rows_of(2))
+    writer.close()
+    assert reasons((tmp_path / "moved" / "access.log").read_bytes()) == ["0", "1"]

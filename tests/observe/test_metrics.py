@@ -8,7 +8,8 @@ from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from proxy.observe.access_log import MemoryBacklog, Sink
+from proxy.observe.access_log import Sink
+from proxy.observe.batches import Batch, MemoryBacklog
 from proxy.observe.metrics import Metrics
 from proxy.observe.snapshot import HostSnapshot, ParseCacheSnapshot, PoolSnapshot, Snapshot
 from proxy.observe.stats import BOUNDS_US, PoolStats, ProxyStats
@@ -27,7 +28,7 @@ def snapshot() -> Snapshot:
     pool.connect_time.observe(9_000)
     pool.pins.add("listen")
 
-    async def deliver(rows: bytes) -> None:
+    async def deliver(batch: Batch) -> None:
         raise AssertionError("never delivered")
 
     sink = Sink("table", deliver, MemoryBacklog(100))

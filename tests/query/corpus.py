@@ -28,7 +28,14 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "unclean": "",
     "unpins": [],
 }
-_OPTIONAL: Final = frozenset({"reason"})
+_OPTIONAL: Final = frozenset({"issue", "reason"})
+
+ISSUES: Final = (
+    *(f"pgdog {number}" for number in (134, 151, 157, 623, 823)),
+    *(f"pgcat {number}" for number in (410, 750, 829, 865, 884, 887)),
+    *(f"pgpool2 {number}" for number in (13, 152, 154, 155, 157)),
+)
+"""Reports of wrong routings by users of pgdogdev/pgdog, postgresml/pgcat and pgpool/pgpool2."""
 
 
 def cases() -> Iterator[dict[str, Any]]:

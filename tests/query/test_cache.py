@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from typing import Final
 
 import pytest
@@ -101,12 +103,25 @@ def test_a_template_ends_with_its_catalogue(cache: IntentCache) -> None:
         ("SELECT 1", "SELECT '1"),
         ("SELECT a.b", "SELECT a . b"),
         ("SELECT 1", "SELECT true"),
+        # a literal that says what an identifier is, and words that are literals elsewhere
+        ("SELECT U&\"pure!0031\" UESCAPE '!' ()", "SELECT U&\"pure!0031\" UESCAPE '#' ()"),
+        ("SELECT pure.true()", "SELECT pure.false()"),
+        ("SELECT pure . true ()", "SELECT pure . /**/ false ()"),
     ],
 )
 def test_never_shares(one: str, other: str) -> None:
+    catalog = FunctionCatalog.from_rows(
+        [
+            ("pg_catalog", "current_setting", "s"),
+            ("pure", "pure1", "s"),
+            ("pure", "pure!0031", "v"),
+            ("pure", "true", "s"),
+            ("pure", "false", "v"),
+        ]
+    )
     for first, second in ((one, other), (other, one)):
-        alone = IntentCache(BUILTIN, 16 * 1024).lookup(second.encode())
-        cache = IntentCache(BUILTIN, 16 * 1024)
+        alone = IntentCache(catalog, 16 * 1024).lookup(second.encode())
+        cache = IntentCache(catalog, 16 * 1024)
         before = cache.lookup(first.encode())
         after = cache.lookup(second.encode())
         for name in (
@@ -187,6 +202,13 @@ def test_prefix_tells_the_size_of_the_whole(cache: IntentCache) -> None:
     assert intent.normalized.startswith("<not parsed: 2000000 bytes, sha256 ")
 
 
+def test_rest_that_cannot_be_looked_at_is_nothing_for_a_reader(cache: IntentCache) -> None:
+    text = b"SELECT '" + b"x" * 40_000 + b"'"
+    assert cache.lookup_prefix(text[:20_000], len(text)).needs_write
+    assert not cache.lookup_prefix(text, len(text)).needs_write
+    assert not cache.lookup(text).needs_write
+
+
 def test_text_of_another_encoding_is_not_parsed(cache: IntentCache) -> None:
     intent = cache.unparsed(b"SELECT '\xe9'; SET ROLE x", "client_encoding is LATIN1")
     assert (intent.kind, intent.reason) == ("unknown", "client_encoding is LATIN1")
@@ -205,14 +227,33 @@ def test_bytes_are_bounded(texts: list[bytes]) -> None:
         assert cache.held_bytes() <= limit
 
 
+def test_statements_that_never_come_again_hold_no_more_memory_than_the_limit() -> None:
+    limit = 512 * 1024
+    cache = IntentCache(BUILTIN, 16 * 1024, limit)
+    values = ", ".join(f"'{number:030}'" for number in range(60))
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for number in range(150):
+            cache.lookup(f'SELECT "a{number}" FROM t WHERE b IN ({values})'.encode())
+        for number in range(1_000):
+            cache.lookup(b"SELECT a FROM t_%d WHERE b = 1" % number)
+        assert limit / 4 < cache.held_bytes() <= limit
+        gc.collect()
+        # held_bytes() is an estimate; what the interpreter counts isn't far from it.
+        assert tracemalloc.get_traced_memory()[0] - before < 2 * limit
+    finally:
+        tracemalloc.stop()
+
+
 def test_held_bytes_follow_what_is_held() -> None:
     kept = Generations(10_000)
     intent = IntentCache(BUILTIN, 1_000).lookup(b"SELECT 1")
     for number in range(200):
         kept.put(b"%d" % number, intent)
         kept.get(b"%d" % (number // 2))
-        assert kept.young_bytes == sum(len(key) + len(intent.normalized) + 700 for key in kept.young)
-        assert kept.old_bytes == sum(len(key) + len(intent.normalized) + 700 for key in kept.old)
+        assert kept.young_bytes == sum(len(key) + intent.size + 700 for key in kept.young)
+        assert kept.old_bytes == sum(len(key) + intent.size + 700 for key in kept.old)
         assert kept.young_bytes + kept.old_bytes <= 10_000
 
 

@@ -9,14 +9,19 @@ import pytest
 from proxy.query.classify import classify, pool_hint
 from proxy.query.functions import FunctionCatalog
 from proxy.query.lexer import normalize
-from tests.query.corpus import cases
+from tests.query.corpus import ISSUES, cases
+from tests.query.hostile import HOSTILE
 
 CATALOG: Final = FunctionCatalog.builtin()
 CASES: Final = list(cases())
 
 
 def test_corpus_is_large() -> None:
-    assert len(CASES) > 250
+    assert len(CASES) > 500
+
+
+def test_every_report_of_a_wrong_routing_is_in_the_corpus() -> None:
+    assert {case["issue"] for case in CASES if "issue" in case} == set(ISSUES)
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["text"][:60] for case in CASES])
@@ -46,7 +51,7 @@ def test_text_of_the_corpus(case: dict[str, Any]) -> None:
         "deallocates": intent.deallocates,
         "even_admin": intent.refused_for_admin,
     }
-    expected = {key: value for key, value in case.items() if key not in ("text", "refused")}
+    expected = {key: value for key, value in case.items() if key not in ("text", "refused", "issue")}
     assert {key: found[key] for key in expected} == expected
     assert case["refused"] in intent.refused
     assert bool(case["refused"]) == bool(intent.refused)
@@ -83,6 +88,47 @@ def test_functions_are_those_of_the_catalogue(name: str, volatility: str, target
     assert classify(b"SELECT app.f(1)", catalog).target == target
 
 
+def test_users_function_under_the_name_of_current_setting_is_not_taken_for_postgresqls() -> None:
+    rows = [("pg_catalog", "current_setting", "s"), ("app", "current_setting", "v")]
+    for text in (b"SELECT app.current_setting('a.b')", b"SELECT current_setting('a.b')"):
+        intent = classify(text, FunctionCatalog.from_rows(rows))
+        assert (intent.target, intent.unclean) == ("primary", "unknown function current_setting")
+        assert classify(text, FunctionCatalog.from_rows(rows[:1])).target == "readonly"
+
+
+@pytest.mark.parametrize(
+    ("name", "pin"),
+    [("pg_advisory_lock", "advisory lock"), ("currval", "currval"), ("setseed", "setseed"), ("lo_get", "")],
+)
+def test_connection_is_reset_behind_a_users_function_under_a_known_name(name: str, pin: str) -> None:
+    rows = [("pg_catalog", name, "v"), ("app", name, "v")]
+    intent = classify(f"SELECT app.{name}(1)".encode(), FunctionCatalog.from_rows(rows))
+    assert (intent.target, intent.pin, intent.unclean) == ("primary", pin, f"unknown function {name}")
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("json_value", "json_value(a, 'x')"),
+        ("json_query", "json_query(a, 'x')"),
+        ("json_exists", "json_exists(a, 'x')"),
+        ("json", "json(a)"),
+        ("json_scalar", "json_scalar(a)"),
+        ("json_serialize", "json_serialize(a)"),
+        ("json_object", "json_object()"),
+        ("json_array", "json_array(a, b)"),
+        ("json_arrayagg", "json_arrayagg(a)"),
+        ("merge_action", "merge_action()"),
+    ],
+)
+def test_newer_syntax_is_a_call_of_a_users_function_to_older_servers(name: str, call: str) -> None:
+    text = f"SELECT {call} FROM t".encode()
+    assert classify(text, CATALOG).target == "readonly"
+    assert classify(text, FunctionCatalog.from_rows([("app", name, "s")])).target == "readonly"
+    intent = classify(text, FunctionCatalog.from_rows([("app", name, "v")]))
+    assert (intent.target, intent.unclean) == ("primary", f"unknown function {name}")
+
+
 def test_function_names_with_quotes_are_read() -> None:
     catalog = FunctionCatalog.from_rows([("app", 'say "hi"\\', "s")])
     assert classify(b'SELECT "say ""hi""\\"()', catalog).target == "readonly"
@@ -91,61 +137,6 @@ def test_function_names_with_quotes_are_read() -> None:
 def test_hint_is_the_first_of_a_comment_that_begins_with_it() -> None:
     assert pool_hint(b"/* sluice: pool=a */ SELECT 1 /* sluice: pool=b */") == "a"
     assert pool_hint(b"SELECT 'sluice: pool=a' /* or sluice: pool=b */") == ""
-
-
-def nested(before: str, opening: str, middle: str, closing: str, size: int = 16_384) -> bytes:
-    count = (size - len(before) - len(middle)) // (len(opening) + len(closing))
-    return (before + opening * count + middle + closing * count).encode()
-
-
-def repeated(before: str, unit: str, after: str = "", size: int = 16_384) -> bytes:
-    return (before + unit * ((size - len(before) - len(after)) // len(unit.encode())) + after).encode()
-
-
-HOSTILE: Final = {
-    "sum": repeated("SELECT 1", "+1"),
-    "sum of 32 KiB": repeated("SELECT 1", "+1", size=32_768),
-    "concatenation": repeated("SELECT a", "||a"),
-    "parentheses": nested("SELECT ", "(", "1", ")"),
-    "parentheses of 32 KiB": nested("SELECT ", "(", "1", ")", size=32_768),
-    "subqueries": nested("", "SELECT (", "SELECT 1", ")"),
-    "from": nested("SELECT * FROM ", "(SELECT * FROM ", "t", ") a"),
-    "case": nested("SELECT ", "CASE WHEN a THEN ", "1", " END"),
-    "case of 32 KiB": nested("SELECT ", "CASE WHEN a THEN ", "1", " END", size=32_768),
-    "functions": nested("SELECT ", "f(", "1", ")"),
-    "arrays": nested("SELECT ", "ARRAY[", "1", "]"),
-    "rows": nested("SELECT ", "ROW(", "1", ")"),
-    "CTEs": nested("", "WITH a AS (", "SELECT 1", ") SELECT 1"),
-    "joins": nested("SELECT 1 FROM ", "(", "a", " JOIN b ON c)"),
-    "unions": repeated("SELECT 1", " UNION SELECT 1"),
-    "casts": repeated("SELECT a", "::a"),
-    "not": repeated("SELECT ", "NOT ", "true"),
-    "unary operators": repeated("SELECT ", "- ", "1"),
-    "one operator": repeated("SELECT ", "+", "1"),
-    "many operators": repeated("SELECT 1", " " + "+" * 33 + " 1"),
-    "operator behind junk": repeated("SELECT $1x ", "+", "1"),
-    "comments": nested("SELECT 1", "/*", "", "*/"),
-    "columns": repeated("SELECT a", ",a"),
-    "calls": repeated("SELECT f()", ",f()"),
-    "set_config": repeated("SELECT ", "set_config('a','b',true),", "1"),
-    "values": repeated("INSERT INTO t VALUES ", "(1,2,3),", "(1,2,3)"),
-    "statements": repeated("", "SELECT 1;"),
-    "semicolons": repeated("", ";"),
-    "transactions": repeated("", "BEGIN;"),
-    "settings": repeated("", "SET a=b;"),
-    "one setting": repeated("SET a=b", ",b"),
-    "settings, not parsable": repeated("", "SET a=b;", "SELEC"),
-    "calls of procedures": repeated("", "CALL f();"),
-    "copies": repeated("", "COPY (SELECT 1) TO STDOUT;"),
-    "a table": repeated("CREATE TABLE t (", "a int,", "b int)"),
-    "accents": repeated("SELECT 1,", "é,", "1"),
-    "accents, not parsable": repeated("SELECT ", "é à ", "'"),
-    "quotes": repeated("SELECT ", "'"),
-    "quoted identifier": repeated("SELECT a", '"'),
-    "dollar quotes": repeated("SELECT ", "$$ $$,", "1"),
-    "dollars": repeated("SELECT ", "$"),
-    "control characters": repeated("SELECT ", "\x01"),
-}
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())

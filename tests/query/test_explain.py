@@ -43,6 +43,46 @@ def test_the_rest_is_told_only_where_there_is_something_to_tell() -> None:
     assert (line["needs"], line["unclean"], line["begins"]) == ("admin", "DO", "read write")
 
 
+@pytest.mark.parametrize(
+    ("sql", "reason", "hint"),
+    [
+        ("SELECT f()", "calls f: app.f is VOLATILE, so it may write", "routing.safe_functions"),
+        ("SELECT pure(f())", "calls f: app.f is VOLATILE, so it may write", "declare it STABLE"),
+        ("SELECT g()", "calls unknown function g", "no function of that name"),
+        ("SELECT lo_get(1)", "calls lo_get, which is not known to only read", None),
+        ("SELECT ts_stat('')", "calls ts_stat, which runs SQL that it is given", None),
+        ("SELECT nextval('s')", "calls nextval", None),
+        ("EXECUTE p", "EXECUTE", "was prepared"),
+        ("FETCH c", "FETCH", "where its cursor is"),
+        ("SAVEPOINT a", "SAVEPOINT", "where the transaction is"),
+        ("COMMIT", "COMMIT", "where the transaction is"),
+        ("SET work_mem = 1", "SET work_mem", "takes it along"),
+        ("SET sluice.pool = 'background'", "SET sluice.pool", "the proxy answers"),
+        ("SHOW transaction_read_only", "asks for transaction_read_only", "answer differently"),
+        ("LISTEN a", "LISTEN", "keeps its server connection"),
+        ("BEGIN", "BEGIN", "READ ONLY"),
+        ("BEGIN READ ONLY", "BEGIN READ ONLY", None),
+        ("SELEC", "parse error", "what is wrong"),
+        ("SET ROLE x", "SET role", None),
+        ("SELECT 1", "plain SELECT", None),
+    ],
+)
+def test_hint_tells_what_the_reason_leaves_open(sql: str, reason: str, hint: str | None) -> None:
+    rows = [
+        ("app", "f", "v"),
+        ("app", "pure", "i"),
+        ("pg_catalog", "lo_get", "v"),
+        ("pg_catalog", "ts_stat", "v"),
+    ]
+    (line,) = explain(sql, FunctionCatalog.from_rows(rows), 16 * 1024)
+    assert line["reason"] == reason
+    assert list(line)[:5] == ["intent", "target", "reason", "statements", "pin"]
+    if hint is None:
+        assert "hint" not in line
+    else:
+        assert hint in str(line["hint"])
+
+
 def test_argument_is_one_unit() -> None:
     assert len(lines("SELECT 1; SELECT 2; DELETE FROM t")) == 1
     assert len(lines("")) == 1

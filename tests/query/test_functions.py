@@ -114,7 +114,22 @@ def test_function_of_a_users_under_a_readers_name_spoils_it() -> None:
 
 @pytest.mark.parametrize("name", sorted(EXTENSION_READERS))
 def test_readers_of_extensions_are_safe_in_any_schema(name: str) -> None:
-    assert FunctionCatalog.from_rows([("extensions", name, "v")]).judge(name) is Verdict.SAFE
+    assert FunctionCatalog.from_rows([("extensions", name, "c")]).judge(name) is Verdict.SAFE
+
+
+@pytest.mark.parametrize("name", sorted(EXTENSION_READERS))
+def test_function_in_sql_under_the_name_of_an_extensions_is_not_meant(name: str) -> None:
+    assert FunctionCatalog.from_rows([("app", name, "v")]).judge(name) is Verdict.UNKNOWN
+
+
+def test_other_volatile_functions_in_c_may_write() -> None:
+    assert FunctionCatalog.from_rows([("app", "f", "c")]).judge("f") is Verdict.UNKNOWN
+
+
+@pytest.mark.parametrize("name", ["nextval", "pg_advisory_lock", "lo_get", "set_config", "current_setting"])
+def test_users_function_under_a_listed_name_may_do_anything(name: str) -> None:
+    rows = [("pg_catalog", name, "s"), ("app", name, "v")]
+    assert FunctionCatalog.from_rows(rows).judge(name) is Verdict.UNKNOWN
 
 
 def test_operator_answers_for_names() -> None:

@@ -13,6 +13,11 @@ from proxy.query.lexer import (
     COMMENT,
     END,
     ERROR,
+    FOR,
+    INTO,
+    MAX_OPERATORS,
+    MODIFYING,
+    NEWER,
     NUMBER,
     OTHER,
     PARAM,
@@ -20,8 +25,9 @@ from proxy.query.lexer import (
     STRING,
     WORD,
     Lexer,
-    has_long_operator,
     normalize,
+    wears_out_parsers,
+    words_in,
 )
 
 Tokens = list[tuple[int, int, int]]
@@ -187,7 +193,7 @@ def test_any_bytes_are_taken(text: bytes) -> None:
         assert end <= lexer.start < lexer.end <= len(text)
         end = lexer.end
     normalize(text)
-    has_long_operator(text)
+    wears_out_parsers(text)
 
 
 @pytest.mark.parametrize(
@@ -297,4 +303,32 @@ def test_normalized_text_holds_no_literal(secret: str, wrap: object, place: str)
     ],
 )
 def test_long_operators(text: bytes, found: bool) -> None:
-    assert has_long_operator(text) is found
+    assert wears_out_parsers(text) is found
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (b"SELECT 1", 0),
+        (b"", 0),
+        (b"in", 0),
+        (b"fo", 0),
+        (b"INSERT INTO t", MODIFYING | INTO),
+        (b"a;UpDaTe t", MODIFYING),
+        (b"delete", MODIFYING),
+        (b"merge", MODIFYING | NEWER),
+        (b"select merge_action()", MODIFYING | NEWER),
+        (b"x FOR", FOR),
+        (b"SELECT 'for', \"into\"", FOR | INTO),
+        (b"SELECT Json_Value(a)", NEWER),
+        (b"insertinto", MODIFYING | INTO),
+        (b"inser delet updat merg int fo jso", 0),
+    ],
+)
+def test_words_that_a_text_may_hold(text: bytes, found: int) -> None:
+    assert words_in(text) == found
+
+
+def test_operators_of_a_text_are_counted() -> None:
+    assert not wears_out_parsers(b"SELECT 1" + b"+1" * MAX_OPERATORS)
+    assert wears_out_parsers(b"SELECT 1" + b"+1" * MAX_OPERATORS + b"+1")

@@ -14,7 +14,7 @@ def test_node_that_nobody_knows_is_ddl() -> None:
     facts = Facts()
     utility("FrobnicateWidgetStmt", {}, facts, lambda kind, node: None)
     facts.statements = 1
-    intent = facts.intent("", "")
+    intent = facts.intent("")
     assert (intent.kind, intent.target, intent.reason) == ("ddl", "primary", "FROBNICATE WIDGET")
     assert intent.needs_admin
     assert not looks_inside("FrobnicateWidgetStmt")

@@ -85,6 +85,34 @@ def test_tokens_tell(text: str, expected: dict[str, Any]) -> None:
     assert facts.literal_dependent
 
 
+@pytest.mark.parametrize(
+    "behind",
+    [
+        "BEGIN READ WRITE",
+        "begin read /* */ write",
+        "SET default_transaction_read_only = off",
+        'SET "transaction_read_only" TO 0',
+        "SELECT Set_Config('default_transaction_read_only', 'off', false)",
+        "SELECT set_config /**/ ( /**/ 'default_' || 'transaction_read_only', 'off', false)",
+        "SELECT set_config(E'default_transaction\\x5fread_only', 'off', false)",
+        "SELECT set_config('default_'\n'transaction_read_only', 'off', false)",
+        "SELECT set_config($1, 'off', false)",
+        "SELECT set_config(name, 'off', false)",
+        'SET U&"transaction\\005fread_only" = off',
+    ],
+)
+def test_what_may_leave_read_only_needs_a_key_that_may_write_wherever_it_stands(behind: str) -> None:
+    for text in (behind, f"SELECT '{'x' * MAX_LEXED}'; {behind}", f"/* {'x' * (MAX_LEXED - 10)} */ {behind}"):
+        assert lex(text.encode(), "long").needs_write
+    assert lex(f"{';' * 20}{'SELECT 1;' * 600}{behind}".encode(), "long").needs_write
+
+
+def test_long_read_needs_no_key_that_may_write() -> None:
+    ids = ", ".join(str(number) for number in range(8_000))
+    assert not lex(b"SELECT set_config('app.tenant', 'x', true)", "LATIN1").needs_write
+    assert not lex(f"SELECT a FROM t WHERE id IN ({ids}) AND b = 'read only'".encode(), "long").needs_write
+
+
 def test_only_the_beginning_is_looked_at() -> None:
     text = b"SELECT '" + b"x" * MAX_LEXED + b"'; SET ROLE x"
     assert lex(text, "long").refused == ""

@@ -173,13 +173,18 @@ def test_a_savepoint_does_not_decide(world: World, client: Client) -> None:
     assert len(world.of("readonly", "two")) == 1
 
 
-@pytest.mark.parametrize("begin", ["BEGIN READ WRITE", "BEGIN ISOLATION LEVEL SERIALIZABLE"])
-def test_a_begin_that_a_replica_may_refuse_is_sent(world: World, begin: str) -> None:
+def test_a_begin_that_a_replica_may_refuse_is_sent(world: World) -> None:
     client = world.client(pool="readonly")
-    client.send(query(begin))
+    client.send(query("BEGIN ISOLATION LEVEL SERIALIZABLE"))
     assert client.take() == b""
     client.world.settle()
-    assert world.of("readonly", "two")[0].sql == [begin]
+    assert world.of("readonly", "two")[0].sql == ["BEGIN ISOLATION LEVEL SERIALIZABLE"]
+
+
+def test_a_begin_that_says_read_write_goes_to_the_primary_whatever_pool_was_asked_for(world: World) -> None:
+    client = world.client(pool="readonly")
+    client.ask(query("BEGIN READ WRITE"), query("SELECT 1"))
+    assert world.of("primary", "one")[0].sql == ["BEGIN READ WRITE", "SELECT 1"]
 
 
 @pytest.mark.parametrize(

@@ -190,6 +190,7 @@ def test_an_open_transaction_on_a_primary_that_was_replaced_is_lost(world: World
     world.cluster.roles_changed()
     assert kinds(client.take()) == "FATAL:08006" and client.closed()
     assert INSERT not in world.of("primary")[0].committed
+    assert world.cluster.hosts[0].is_outdated and world.pool("primary").servers == []
 
 
 def test_an_old_primary_that_comes_back_gets_no_statement(world: World, clock: Clock) -> None:
@@ -243,3 +244,21 @@ def test_a_host_that_answers_is_tried_again(world: World, clock: Clock) -> None:
     world.cluster.resume(clock.now)
     world.settle()
     assert kinds(client.take()) == "C ZI"
+
+
+@pytest.mark.parametrize(
+    "units",
+    [
+        [query("BEGIN READ ONLY"), query("SELECT 1"), query("COMMIT")],
+        [query("SET timezone = 'Asia/Tokyo'")],
+    ],
+)
+def test_what_a_replica_served_is_no_write(world: World, clock: Clock, units: list[bytes]) -> None:
+    client = world.client()
+    for unit in units:
+        client.ask(unit)
+    assert {each.pool.host for each in world.backends} == {"two"}
+    world.cluster.hosts[1].fresh_as_of = clock.now - 1.0
+    assert client.session.last_write == 0.0
+    client.ask(query("SELECT 2"))
+    assert {each.pool.host for each in world.backends} == {"two"}

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from proxy.errors import ClientError, NoPrimary, UpstreamUnavailable
+from proxy.errors import ClientError, HostUnavailable, NoPrimary, UpstreamUnavailable
 from proxy.upstream.breaker import Breaker
 from proxy.upstream.cluster import LEAST_CONNECTIONS, RANDOM, ROUND_ROBIN, Cluster, Host
 from proxy.upstream.pool import Pool
@@ -76,6 +76,30 @@ def test_a_replica_that_lags_too_much_serves_nothing() -> None:
     assert found.pool_for("readonly", True, 0.0).host == "two"
     two.lag = 10.1
     assert found.pool_for("readonly", True, 0.0).host == "one"
+
+
+def test_without_a_primary_a_replica_that_lags_serves_if_no_other_does() -> None:
+    late, in_time = host("late", True), host("in time", True)
+    late.lag = 50.0
+    found = cluster(late, in_time)
+    assert {found.pool_for("readonly", True, 0.0).host for _ in range(4)} == {"in time"}
+    in_time.up = False
+    found.roles_changed()
+    assert found.pool_for("readonly", True, 0.0).host == "late"
+    with pytest.raises(UpstreamUnavailable):
+        found.pool_for("readonly", True, 150.0)
+
+
+def test_a_host_whose_pool_gets_no_connection_is_passed_over() -> None:
+    one, two = host("one"), host("two", True)
+    found = cluster(one, two)
+    two.pools["readonly"].failing = True
+    assert found.pool_for("readonly", True, 0.0).host == "one"
+    one.pools["readonly"].failing = True
+    with pytest.raises(HostUnavailable):
+        found.pool_for("readonly", True, 0.0)
+    two.probed(True, 0.001)
+    assert found.pool_for("readonly", True, 0.0).host == "two"
 
 
 def test_reads_take_turns() -> None:

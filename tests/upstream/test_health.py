@@ -118,11 +118,18 @@ async def test_a_replica_on_another_timeline_is_not_fresh(rig: Rig) -> None:
     assert rig.hosts["two"].fresh_as_of == 0.0
 
 
-async def test_without_a_primary_what_a_replica_has_is_all_there_is(rig: Rig) -> None:
-    rig.fakes["one"].down = True
-    rig.hosts["two"].lag = 50.0
+async def test_without_a_primary_a_replica_is_judged_by_the_last_ones_positions(rig: Rig) -> None:
+    one, two = rig.fakes["one"], rig.fakes["two"]
+    one.position = 200
     await rig.probe()
-    assert rig.cluster.primary is None and rig.hosts["two"].lag == 0.0
+    one.down = True
+    while rig.cluster.primary is not None:
+        await rig.probe()
+    await rig.probe(20.0)
+    assert rig.hosts["two"].lag > 20.0, "it has not replayed all that the dead primary had"
+    two.position = 200
+    await rig.probe()
+    assert rig.hosts["two"].lag == 0.0
 
 
 async def test_positions_of_an_old_primary_say_nothing_of_the_new_ones(rig: Rig) -> None:

@@ -452,6 +452,14 @@ def test_a_pool_that_has_a_connection_is_not_failing() -> None:
     assert not rig.pool.failing and waiter.error is None
 
 
+def test_nobody_waits_for_other_attempts_where_one_was_refused() -> None:
+    rig = Rig(limits(3))
+    users = [rig.take(name) for name in ("alice", "bob", "carol")]
+    assert rig.pool.opening == 3
+    rig.pool.open_failed(REFUSED)
+    assert [user.error for user in users] == [REFUSED] * 3 and rig.pool.failing
+
+
 def test_a_login_that_is_refused_for_good_is_no_failing_host() -> None:
     rig = Rig(limits(2))
     user = rig.take("alice")
