@@ -15,6 +15,7 @@ import pytest
 import yaml
 from psycopg.rows import dict_row
 
+from tests.drills.stage import staged
 from tests.integration.conftest import MakeKey, MakeTable
 from tests.integration.support import Installation, Login, Proxy, wait_until
 
@@ -460,6 +461,41 @@ def test_what_is_not_paused_is_not_resumed(own: Proxy, operator: Login) -> None:
                 connection.execute(command)
         with pytest.raises(psycopg.errors.InvalidCatalogName):
             connection.execute("PAUSE elsewhere")
+
+
+def test_behind_a_pause_the_database_is_restarted_and_no_client_sees_it() -> None:
+    tables = (
+        "CREATE TABLE public.notes (n integer)",
+        "GRANT SELECT, INSERT ON public.notes TO sluice_readwrite",
+    )
+    with staged(1, tables) as stage:
+        operator = stage.proxy.login(*stage.installation.generate_key("operator@example.com", ["admin"]))
+        (application,) = stage.logins(1)
+        done = threading.Event()
+        written = 0
+
+        def write() -> None:
+            nonlocal written
+            with application.connect() as connection:
+                while not done.is_set():
+                    connection.execute("INSERT INTO notes VALUES (1)")
+                    written += 1
+
+        with console(operator).connect() as commands, in_thread(write):
+            try:
+                wait_until(lambda: written > 20)
+                commands.execute("PAUSE")
+                before = written
+                stage.cluster.primary.stop()
+                stage.cluster.primary.start()
+                assert written == before
+                commands.execute("RESUME")
+                wait_until(lambda: written > before + 20)
+            finally:
+                done.set()
+        with stage.installation.superuser().connect() as primary:
+            assert primary.execute("SELECT count(*) FROM notes").fetchone() == (written,)
+        assert stage.tracebacks() == []
 
 
 # -- the other commands
