@@ -15,12 +15,14 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import uvloop
 
 import proxy
+from proxy.admin.console import Console
+from proxy.admin.site import Site
 from proxy.auth.key import Key
 from proxy.board import Board
 from proxy.config import (
@@ -57,10 +59,10 @@ from proxy.observe.snapshot import (
 from proxy.observe.stats import ProxyStats
 from proxy.session.arrival import admit
 from proxy.session.cancel import cancel_held, cancel_server, cancel_session
-from proxy.session.client import Gate
+from proxy.session.gate import Gate
 from proxy.session.served import Served
 from proxy.session.session import Session
-from proxy.session.sessions import Sessions
+from proxy.session.sessions import Sessions, Visitor
 from proxy.tasks import spawn, stop
 from proxy.transport import tcp
 from proxy.transport.tls import ListenerTls, TlsError
@@ -103,6 +105,8 @@ async def serve(config: Config, config_path: Path | None = None) -> None:
             log.error("reload refused, the old configuration stays: %s", error)
 
     loop.add_signal_handler(signal.SIGHUP, reload)
+    instance.read = lambda: refuse_unavailable(_read(config_path))
+    instance.end = ending.set
     await instance.start()
     # Everything that lives as long as the process is taken out of the collector's sight; what a query makes
     # is freed by its reference count.
@@ -117,8 +121,11 @@ class Proxy:
     """One process: its listeners, databases and background work."""
 
     def __init__(self, config: Config) -> None:
-        self._config = config
+        self._config = self._latest = config
         self.draining = False
+        # What the console's RELOAD and SHUTDOWN need: read the configuration anew; end the process.
+        self.read: Callable[[], Config] = lambda: config
+        self.end: Callable[[], None] = lambda: None
         self.access_log = open_access_log(config.access_log, self._copy_access_log)
         buffer = self.access_log.buffer
         self.stats = ProxyStats()
@@ -138,6 +145,19 @@ class Proxy:
             cancel=self._cancel,
             stats=self.stats,
         )
+        self._console = Console(
+            Site(
+                self.served,
+                self.gate,
+                buffer,
+                config,
+                latest=lambda: self._latest,
+                reload=lambda: self.reload(self.read()),
+                shutdown=self._shut_down,
+            )
+        )
+        self.gate.console = self._console.enter
+        self._leaving: asyncio.Task[None] | None = None
         self._tls = _listener_tls(config.listen.tls)
         self._listeners: list[tcp.Acceptor] = []
         self._http: http_server.HttpServer | None = None
@@ -168,10 +188,7 @@ class Proxy:
 
     async def drain(self) -> None:
         """Stop accepting, end idle sessions, give transactions drain_timeout to finish, then end."""
-        self.draining = True
-        self.gate.draining = True
-        for listener in self._listeners:
-            listener.close()
+        self._close_door()
         log.info("draining: %d sessions", len(self.sessions))
         deadline = time.monotonic() + self._config.listen.drain_timeout
         while len(self.sessions) and time.monotonic() < deadline:
@@ -183,15 +200,17 @@ class Proxy:
                         if session.database.name == name
                     }
                 )
-            for session in list(self.sessions.by_pid.values()):
-                if session.idle():
-                    session.fatal(ShuttingDown())
+            for served in self.served.values():
+                served.cluster.refuse_parked(ShuttingDown())
+            for client in self.sessions.clients():
+                if client.idle():
+                    client.fatal(ShuttingDown())
             await asyncio.sleep(_DRAIN_STEP)
-        for session in list(self.sessions.by_pid.values()):
-            session.fatal(ShuttingDown())
+        for client in self.sessions.clients():
+            client.fatal(ShuttingDown())
         for login in list(self.gate.logins):
             login.end(ShuttingDown())
-        await stop(self._sweeper)
+        await stop(self._sweeper, self._leaving)
         if self._board is not None:
             await self._board.stop()
         for served in self.served.values():
@@ -203,11 +222,31 @@ class Proxy:
             await self._http.close()
         log.info("drained")
 
-    def reload(self, config: Config) -> None:
+    def _shut_down(self, wait_for_clients: bool) -> None:
+        """Drain as on SIGTERM; or only once all clients but those of the console have left, however long that takes."""
+        if not wait_for_clients:
+            self.end()
+        elif self._leaving is None:
+            self._close_door()
+            self._leaving = spawn(self._leave(), "wait for all clients to leave")
+
+    def _close_door(self) -> None:
+        self.draining = self.gate.draining = True
+        for listener in self._listeners:
+            listener.close()
+        self._listeners = []
+
+    async def _leave(self) -> None:
+        while self.sessions.by_pid or self.gate.logins:
+            await asyncio.sleep(_DRAIN_STEP)
+        self.end()
+
+    def reload(self, config: Config) -> list[str]:
         """Take over what can change while clients are connected: pools' limits, timeouts, the log.
 
-        Hosts, logins and ports need a restart; where they differ, the log says so.
+        Hosts, logins and ports need a restart; where they differ, the log says so. Returns where that is.
         """
+        self._latest = config
         configure(config.logging)
         self.access_log.reopen()
         self._reload_tls(config.listen.tls)
@@ -224,6 +263,7 @@ class Proxy:
         if changed:
             log.warning("reload: a restart is needed for what changed in: %s", ", ".join(changed))
         log.info("configuration read again")
+        return changed
 
     def _reload_tls(self, settings: ListenTls) -> None:
         """Read certificate and key again, for clients to come; those who are there keep theirs."""
@@ -293,7 +333,10 @@ class Proxy:
             proxy=self.stats,
             pools=pools,
             hosts=hosts,
-            stranded={name: served.cluster.stranded.length for name, served in self.served.items()},
+            stranded={
+                name: served.cluster.stranded.length + served.cluster.parked.length
+                for name, served in self.served.items()
+            },
             parse_cache=ParseCacheSnapshot(
                 hits=sum(cache.hits for cache in caches),
                 shape_hits=sum(cache.shape_hits for cache in caches),
@@ -356,9 +399,18 @@ class Proxy:
                 session.bucket = self.gate.bucket(key)
                 session.routed = None
                 continue
-            self.stats.revocations += 1
-            self.access_log.buffer.event("revoked", time.time(), session.log_part)
-            session.fatal(KeyRevoked())
+            self._revoke(session)
+        for visitor in self.sessions.visitors_of_key(key_id):
+            same = key is not None and key.valid(time.time()) and key.identity == visitor.key.identity
+            if key is not None and same and key.allows(_address(visitor)):
+                visitor.key = key
+            else:
+                self._revoke(visitor)
+
+    def _revoke(self, client: Session | Visitor) -> None:
+        self.stats.revocations += 1
+        self.access_log.buffer.event("revoked", time.time(), client.log_part)
+        client.fatal(KeyRevoked())
 
     async def _sweep(self) -> None:
         """End what takes too long: expired keys, statements, silent transactions."""
@@ -368,6 +420,8 @@ class Proxy:
             now = time.monotonic()
             self.stats.loop_delay.observe(int((now - due) * 1e6))
             wall = time.time()
+            self._console.tick(now)
+            self._look_after_visitors(wall)
             for name, served in self.served.items():
                 sessions = [
                     session for session in self.sessions.by_pid.values() if session.database.name == name
@@ -388,6 +442,14 @@ class Proxy:
                         # The server heeds no cancel: a function may catch it, a COPY waits for its client.
                         session.fatal(QueryTimeout(extra=f"query_timeout={served.query_timeout:g}s"))
 
+    def _look_after_visitors(self, wall: float) -> None:
+        """End visitors of the console whose key has run out; their keys are those of the first database."""
+        visitors = list(self.sessions.visitors.values())
+        next(iter(self.served.values())).keys.recheck({visitor.key.id for visitor in visitors})
+        for visitor in visitors:
+            if not visitor.key.valid(wall):
+                self._key_changed(visitor.key.id, None)
+
     async def _copy_access_log(self, payload: Iterable[memoryview], again: bool) -> None:
         await next(iter(self.served.values())).access_table.write(payload, again)
 
@@ -396,9 +458,9 @@ def _cancel_abandoned(server: Server) -> None:
     spawn(cancel_server(server), "cancel an abandoned query")
 
 
-def _address(session: Session) -> str:
-    """Return where a session comes from; "" for a Unix socket."""
-    peer = session.transport.get_extra_info("peername")
+def _address(client: Session | Visitor) -> str:
+    """Return where a client comes from; "" for a Unix socket."""
+    peer = client.transport.get_extra_info("peername")
     return peer[0] if isinstance(peer, tuple) else ""
 
 

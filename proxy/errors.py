@@ -22,8 +22,15 @@
         ├── ShuttingDown              57P01
         ├── KeyRevoked                57P01
         ├── UnknownDatabase           3D000
+        ├── DatabaseDisabled          55000
         ├── InvalidParameter          22023
-        └── FeatureNotSupported       0A000
+        ├── FeatureNotSupported       0A000
+        ├── ClientKilled              57P01  an administrator's KILL or KILL_CLIENT
+        └── ConsoleError                     the admin console alone
+            ├── UnknownCommand        42601
+            ├── WrongState            55000
+            ├── ReloadRefused         F0000
+            └── CommandCancelled      57014
 
 SQLSTATEs are those of the PostgreSQL manual, appendix "PostgreSQL Error Codes", so that drivers map them.
 """
@@ -230,3 +237,53 @@ class FeatureNotSupported(ClientError):
     sqlstate = "0A000"
     code = "FEATURE_NOT_SUPPORTED"
     default_message = "not supported through the proxy"
+
+
+class DatabaseDisabled(ClientError):
+    """A login to a database that DISABLE has closed to new clients."""
+
+    sqlstate = "55000"
+    code = "DATABASE_DISABLED"
+    default_message = "the database takes no new connections: it was disabled on the admin console"
+
+
+class ClientKilled(ClientError):
+    """An administrator ended the session."""
+
+    sqlstate = "57P01"
+    code = "CLIENT_KILLED"
+    default_message = "terminating connection due to administrator command"
+
+
+class ConsoleError(ClientError):
+    """What the admin console alone tells."""
+
+
+class UnknownCommand(ConsoleError):
+    """A text that is no command of the console."""
+
+    sqlstate = "42601"
+    code = "UNKNOWN_COMMAND"
+
+
+class WrongState(ConsoleError):
+    """A command that has no place now: RESUME of what is not paused."""
+
+    sqlstate = "55000"
+    code = "WRONG_STATE"
+
+
+class ReloadRefused(ConsoleError):
+    """A configuration that has errors: the old one stays."""
+
+    sqlstate = "F0000"
+    code = "RELOAD_REFUSED"
+    default_message = "the configuration has errors, the old one stays"
+
+
+class CommandCancelled(ConsoleError):
+    """A command that waited, and was cancelled by its client."""
+
+    sqlstate = "57014"
+    code = "QUERY_CANCELED"
+    default_message = "canceling command due to user request"

@@ -98,6 +98,10 @@ class KeyStore:
                 return known[0]
             raise
 
+    def known(self) -> list[Key]:
+        """Return the keys that are kept, as they were last read."""
+        return [key for key, _ in self._known.values()]
+
     def knows(self, key_id: str) -> bool:
         """Tell whether the key was read before, and is kept."""
         return key_id in self._known

@@ -107,7 +107,9 @@ class SnapshotCollector(Collector):
         yield from _pool_work(snapshot.pools)
         yield from _hosts(snapshot.hosts)
         stranded = GaugeMetricFamily(
-            "pgsluice_stranded", "Sessions that wait for a host that can serve them.", labels=("database",)
+            "pgsluice_stranded",
+            "Sessions that wait for a host that can serve them, or for the end of a pause.",
+            labels=("database",),
         )
         for name, number in snapshot.stranded.items():
             stranded.add_metric((name,), number)

@@ -99,7 +99,7 @@ class Snapshot:
     proxy: ProxyStats
     pools: Sequence[PoolSnapshot] = ()
     hosts: Sequence[HostSnapshot] = ()
-    # By database: sessions that no host can serve now.
+    # By database: sessions that no host can serve now, or that wait for the end of a pause.
     stranded: Mapping[str, int] = field(default_factory=dict)
     parse_cache: ParseCacheSnapshot = field(default_factory=ParseCacheSnapshot)
     prepared_cache: Sequence[CacheSnapshot] = ()

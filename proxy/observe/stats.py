@@ -151,6 +151,9 @@ class PoolStats:
         self.acquire_timeouts: i64 = 0
         # Times that a connection was lent to a session.
         self.assignments: i64 = 0
+        # Transactions, those of one statement too, and the µs from their first byte sent to their last received.
+        self.transactions: i64 = 0
+        self.transaction_us: i64 = 0
         # Statements that were prepared on connections that are closed by now.
         self.server_parses: i64 = 0
         # Named statements that such connections held when a session prepared them.

@@ -132,6 +132,11 @@ class IntentCache:
         self._shapes.clear()
         self._normalized.clear()
 
+    @property
+    def catalog(self) -> FunctionCatalog:
+        """Return what is decided by."""
+        return self._catalog
+
     def entries(self) -> int:
         """Return how many keys are held."""
         count = 0

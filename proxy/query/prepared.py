@@ -71,6 +71,9 @@ class StatementCache:
         # Statements that were made, and those that were found among them.
         self.made: i64 = 0
         self.shared: i64 = 0
+        # Parse and Bind messages of clients, those with a name for the statement.
+        self.client_parses: i64 = 0
+        self.binds: i64 = 0
         self._statements: dict[bytes, Statement] = {}
 
     def get(self, sql: bytes, types: bytes, intent: Intent, profile: Profile | None) -> Statement:

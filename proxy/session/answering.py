@@ -529,8 +529,12 @@ class Answering(SessionState):
             if self.wrote:
                 self.wrote = False
                 self.last_write = now
+            pool = self.pool
+            if pool is not None:
+                stats = pool.stats
+                stats.transactions += 1
+                stats.transaction_us += i64((now - server.begun_at) * 1_000_000.0)
             if not self.pinned and not self.database.session_mode:
-                pool = self.pool
                 self.server = None
                 if pool is not None:
                     pool.give_back(server, now)

@@ -8,7 +8,8 @@ import socket
 from dataclasses import replace
 
 from proxy.errors import ClientError, PoolExhausted
-from proxy.session.client import ClientLogin, Gate
+from proxy.session.client import ClientLogin
+from proxy.session.gate import Gate
 from proxy.transport import tls
 from proxy.transport.greeting import Greeting, greet
 

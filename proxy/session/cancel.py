@@ -30,9 +30,15 @@ async def cancel_session(sessions: Sessions, pid: int, secret: bytes) -> bool:
     A cancel that arrives late must not hit whoever uses the server connection then: see cancel_held.
     """
     session = sessions.by_pid.get(pid)
-    expected = session.secret if session is not None else b"\0\0\0\0"
-    if not hmac.compare_digest(expected, secret) or session is None:
+    visitor = sessions.visitors.get(pid)
+    client = session if session is not None else visitor
+    expected = client.secret if client is not None else b"\0\0\0\0"
+    if not hmac.compare_digest(expected, secret):
         return False
+    if visitor is not None:
+        visitor.cancel()
+    if session is None:
+        return visitor is not None
     pool = session.pool
     server = session.cancel()
     if server is None or pool is None:

@@ -11,17 +11,15 @@ import logging
 import secrets
 import socket
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import cast
 
 from proxy.auth.identity import subject
 from proxy.auth.key import Key, parse_key
 from proxy.auth.keystore import KeyStore
-from proxy.auth.ratelimit import TokenBucket
 from proxy.errors import (
     AddressNotAllowed,
     ClientError,
+    DatabaseDisabled,
     InvalidApiKey,
     InvalidParameter,
     MissingApiKey,
@@ -32,15 +30,14 @@ from proxy.errors import (
     UnknownDatabase,
 )
 from proxy.observe.record import session_part
-from proxy.observe.stats import ProxyStats
 from proxy.query.facts import POOL_PARAMETER
 from proxy.query.parameters import from_startup
 from proxy.query.route import pool_problem
 from proxy.session.database import Database
-from proxy.session.logins import Unproven
+from proxy.session.gate import CONSOLES, Entrant, Gate
 from proxy.session.replication import check_replication
 from proxy.session.session import Session
-from proxy.session.sessions import Sessions
+from proxy.session.sessions import Visitor
 from proxy.session.trial import try_on_server
 from proxy.tasks import spawn
 from proxy.transport.greeting import Greeting
@@ -80,42 +77,6 @@ _HIDDEN_REPORTS = {
     b"default_transaction_read_only": b"off",
     b"is_superuser": b"off",
 }
-
-
-class Unfinished(Protocol):
-    """A connection on its way to a session."""
-
-    def end(self, error: ClientError) -> None:
-        """Close it; who can be told is told why."""
-
-
-@dataclass
-class Gate:
-    """What every login needs to know; one for each process."""
-
-    databases: dict[str, Database]
-    keys: dict[str, KeyStore]
-    methods: list[str]
-    auth_timeout: float
-    max_clients: int
-    mock_secret: bytes
-    sessions: Sessions
-    cancel: Callable[[int, bytes], Awaitable[None]]
-    stats: ProxyStats
-    draining: bool = False
-    logins: set[Unfinished] = field(default_factory=set)
-    unproven: Unproven[Unfinished] = field(default_factory=Unproven)
-    buckets: dict[str, TokenBucket] = field(default_factory=dict)
-
-    def bucket(self, key: Key) -> TokenBucket | None:
-        """Return the key's token bucket, shared by its sessions; None where it has no limit."""
-        if key.rate_limit_per_minute <= 0:
-            return None
-        bucket = self.buckets.get(key.id)
-        if bucket is None or bucket.per_minute != key.rate_limit_per_minute:
-            bucket = TokenBucket(key.rate_limit_per_minute, time.monotonic())
-            self.buckets[key.id] = bucket
-        return bucket
 
 
 class ClientLogin(asyncio.Protocol):
@@ -194,12 +155,13 @@ class ClientLogin(asyncio.Protocol):
                 key = await self._authenticate(startup)
                 self._gate.unproven.discard(self)
                 key_id = key.id
+                if self._asks_for_console(startup):
+                    await self._look_again(startup, key_id)
+                    self._visit(startup, key)
+                    return
                 database = self._database(startup)
                 session, reports = await self._open(startup, key, database)
-                again = await self._keys(startup).get(key_id)
-                if again is None or not again.valid(time.time()):
-                    # Revoked while it logged in: nobody could close a session that was not there yet.
-                    raise InvalidApiKey(_why_not(again))
+                await self._look_again(startup, key_id)
             self._start(session, reports, database, startup.spoken)
         except ClientError as error:
             self._refused(startup, key_id, error)
@@ -265,12 +227,25 @@ class ClientLogin(asyncio.Protocol):
                 hint="Raise listen.max_clients.",
             )
 
-    def _keys(self, startup: StartupPacket) -> KeyStore:
-        """Return where the keys of the database that is asked for are; of any where it does not exist.
+    async def _look_again(self, startup: StartupPacket, key_id: str) -> None:
+        again = await self._keys(startup).get(key_id)
+        if again is None or not again.valid(time.time()):
+            # Revoked while it logged in: nobody could close a session that was not there yet.
+            raise InvalidApiKey(_why_not(again))
 
-        So an unknown database is told only to those who have a key.
+    def _asks_for_console(self, startup: StartupPacket) -> bool:
+        """Tell whether the admin console is meant; a database that has its name comes first."""
+        name = _database_name(startup)
+        return self._gate.console is not None and name in CONSOLES and name not in self._gate.databases
+
+    def _keys(self, startup: StartupPacket) -> KeyStore:
+        """Return where the keys of the database that is asked for are; of the first where it does not exist.
+
+        So an unknown database is told only to those who have a key. The console's keys are those of the first, too.
         """
         keys = self._gate.keys
+        if self._asks_for_console(startup):
+            return next(iter(keys.values()))
         known = keys.get(_database_name(startup)) or keys.get("*")
         return known if known is not None else next(iter(keys.values()))
 
@@ -345,6 +320,8 @@ class ClientLogin(asyncio.Protocol):
             raise UnknownDatabase(
                 f'database "{name}" does not exist', hint="Known: " + ", ".join(sorted(databases))
             )
+        if database.name in self._gate.disabled:
+            raise DatabaseDisabled(f'database "{database.name}" takes no new connections: it was disabled')
         return database
 
     async def _open(
@@ -380,6 +357,24 @@ class ClientLogin(asyncio.Protocol):
         session.start_reports = database.reports.get(tried, {})
         return session, reports
 
+    def _visit(self, startup: StartupPacket, key: Key) -> None:
+        """Hand the connection over to the admin console; session parameters are taken, and mean nothing there."""
+        gate = self._gate
+        if self._closed or self._transport is None or gate.console is None:
+            return
+        self._check_room()
+        parameters = startup.parameters
+        check_replication(parameters.get("replication", "false"))
+        values, _ = from_startup(parameters, parse_options(parameters.get("options", "")))
+        name, application_name = _database_name(startup), _printable(values.get("application_name", ""))
+        log_part = session_part(key.id, key.user_id, self._address, application_name, name)
+        visitor = gate.console(Entrant(self._transport, key, name, application_name, log_part))
+        gate.sessions.admit(visitor, startup.spoken)
+        reports = {**visitor.reports, b"session_authorization": parameters["user"].encode()}
+        database = next(iter(gate.databases.values()))
+        database.usage.add(key.id, 0, time.time())
+        self._welcome(visitor, reports, database, log_part)
+
     def _start(self, session: Session, reports: dict[bytes, bytes], database: Database, minor: int) -> None:
         """Hand the connection over to the session."""
         if self._closed or self._transport is None:
@@ -387,18 +382,25 @@ class ClientLogin(asyncio.Protocol):
         self._check_room()
         self._gate.sessions.add(session, minor)
         session.reported = reports
+        database.usage.add(session.key.id, 0, time.time())
+        self._welcome(session, reports, database, session.log_part)
+
+    def _welcome(
+        self, client: Session | Visitor, reports: dict[bytes, bytes], database: Database, log_part: bytes
+    ) -> None:
+        """Tell the client that it is in; from here on `client` takes what it sends."""
+        assert self._transport is not None
         greeting = [AUTH_OK]
         greeting += [parameter_status(name, value) for name, value in reports.items()]
-        greeting += [backend_key_data(session.pid, session.secret), READY_IDLE]
+        greeting += [backend_key_data(client.pid, client.secret), READY_IDLE]
         database.stats.logins += 1
-        database.usage.add(session.key.id, 0, time.time())
-        database.access.event("login", time.time(), session.log_part)
+        database.access.event("login", time.time(), log_part)
         self._transport.set_write_buffer_limits(HIGH_WATER)
-        self._transport.set_protocol(session)  # type: ignore[arg-type]
+        self._transport.set_protocol(client)  # type: ignore[arg-type]
         self._transport.write(b"".join(greeting))
         self._transport.resume_reading()
         if self._buffer:
-            session.data_received(self._buffer)
+            client.data_received(self._buffer)
 
     def _refused(self, startup: StartupPacket | None, key_id: str, error: ClientError) -> None:
         user = startup.parameters.get("user", "") if startup is not None else ""

@@ -165,6 +165,8 @@ def read_message(
         portal_end: i64 = cstring_end(data, body, limit)
         name_end: i64 = cstring_end(data, portal_end + 1, limit)
         name = data[portal_end + 1 : name_end]
+        if name_end > portal_end + 1:
+            shared.binds += 1
         statement = statements.get(name)
         message = Message(kind, BIND, data, start, end, statement)
         message.name = name
@@ -243,7 +245,9 @@ def _parse(
     message.name = name
     if not name:
         statements.name_unnamed(message, statement)
-    elif name in statements.named:
+        return message
+    shared.client_parses += 1
+    if name in statements.named:
         message.error = DuplicateStatement(f'prepared statement "{_readable(name)}" already exists')
     else:
         message.error = statements.problem(len(statement.sql))

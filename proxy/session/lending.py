@@ -109,9 +109,16 @@ class Lending(Deferring):
     def _checkout(self, unit: Unit, now: float) -> Server | None:
         """Borrow a server connection; None where the unit has to wait, or was answered with an error."""
         route = self.route
+        cluster = self.database.cluster
+        if cluster.paused:
+            self.pool = None
+            self.held_unit = unit
+            self.waits |= FOR_SERVER
+            cluster.park(self, now)
+            return None
         try:
             after = self.last_write if self.database.read_your_writes else 0.0
-            pool = self.database.cluster.pool_for(route.pool, route.host_role == "replica", after)
+            pool = cluster.pool_for(route.pool, route.host_role == "replica", after)
         except ClientError as error:
             if not self._strand(unit, error, now):
                 self._unsent(unit, error)
@@ -178,8 +185,10 @@ class Lending(Deferring):
         idle = (
             not ((self.in_transaction and begin is None) or self.awaits_sync) and server.replies.head is None
         )
-        if idle and unit.special and not self._foresee(server, unit, now):
-            return
+        if idle:
+            server.begun_at = now
+            if unit.special and not self._foresee(server, unit, now):
+                return
         if idle and (
             now >= server.renew_at
             or server.label != self.identity

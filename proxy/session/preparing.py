@@ -130,6 +130,11 @@ class Preparing(Answering):
         server.unclean = "settings of another session"
         pool.waiters.append_first(self)
         pool.give_back(server, now)
+        cluster = self.database.cluster
+        if cluster.paused and self.waits & FOR_SERVER != 0:
+            pool.leave(self)
+            self.pool = None
+            cluster.park(self, now)
 
     def _drop_unit(self, unit: Unit, error: ClientError) -> None:
         """Answer a unit with `error` after its connection was borrowed but before anything was sent."""

@@ -228,6 +228,16 @@ class Served:
         """Return all pools of all hosts."""
         return [pool for host in self.cluster.hosts for pool in host.pools.values()]
 
+    @property
+    def settings(self) -> model.Database:
+        """Return what the configuration said at the start: of what a reload takes over, objects know more."""
+        return self._settings
+
+    def login_of(self, pool: str) -> str:
+        """Return the role under which the connections of `pool` log in; the first pool's where there is none."""
+        pools = self._settings.pools
+        return (pools.get(pool) or next(iter(pools.values()))).user
+
     def ready(self) -> bool:
         """Tell whether the database can be served."""
         serves = self.cluster.primary is not None or bool(self.cluster.replicas)

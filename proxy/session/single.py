@@ -94,6 +94,7 @@ def read_single(
         message.parsing = True
         statements.name_unnamed(message, statement)
     elif name_end > name_start:
+        shared.binds += 1
         message.name = name
         message.name_start = name_start
         message.name_end = name_end

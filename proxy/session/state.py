@@ -84,6 +84,7 @@ class SessionState(Borrower):
         # In claims as it stands, and as the label of server connections.
         self.identity = who
         self.log_part = log_part
+        self.connected_at: float = time.time()
         self.bucket: TokenBucket | None = bucket
         self.asked_pool = asked_pool
         # Statements that were answered since they were last added to the key's usage.

@@ -10,6 +10,8 @@ from proxy.query.parameters import Profile
 from proxy.session.database import Database
 from proxy.upstream.errand import Ask
 
+_PAUSED = 0.05
+
 
 async def try_on_server(database: Database, profile: Profile) -> dict[bytes, bytes]:
     """Return what a server reports of itself under `profile`.
@@ -26,6 +28,9 @@ async def try_on_server(database: Database, profile: Profile) -> dict[bytes, byt
 
 
 async def _try_once(database: Database, profile: Profile) -> dict[bytes, bytes]:
+    while database.cluster.paused:
+        # As a statement waits; the login's own deadline ends it.
+        await asyncio.sleep(_PAUSED)
     pool = database.cluster.pool_for("readonly", True, 0.0)
     calls = [
         f"pg_catalog.set_config({_literal(name)}, {_literal(value)}, false)" for name, value in profile.values

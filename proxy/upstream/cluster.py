@@ -127,6 +127,9 @@ class Cluster:
         self.replicas: list[Host] = []
         # Whoever no host can serve at the moment, the oldest first.
         self.stranded = WaitQueue()
+        # Nothing is sent until it is resumed: whoever needs a connection stands here, however long.
+        self.paused = False
+        self.parked = WaitQueue()
         # The highest timeline on which a primary was seen, and the cluster whose it was.
         self._timeline: i64 = 0
         self._system: i64 = 0
@@ -212,13 +215,45 @@ class Cluster:
         self.stranded.append(borrower)
 
     def leave(self, borrower: Borrower) -> None:
-        """Take `borrower` out of the queue of those who wait for a host."""
+        """Take `borrower` out of the queues of those who wait for a host, or for the end of a pause."""
         self.stranded.remove(borrower)
+        self.parked.remove(borrower)
 
     def resume(self, now: float) -> None:
         """Have everybody who waits for a host look for one again, the oldest first."""
         waiting = self.stranded
         self.stranded = WaitQueue()
+        while (borrower := waiting.pop()) is not None:
+            borrower.reroute(now)
+
+    def park(self, borrower: Borrower, now: float) -> None:
+        """Let `borrower` wait until the pause ends."""
+        borrower.waiting_since = now
+        self.parked.append(borrower)
+
+    def pause(self, now: float) -> None:
+        """Lend no connection any more, and close each when it comes back; everybody who waits waits for the end."""
+        self.paused = True
+        for host in self.hosts:
+            for pool in host.pools.values():
+                pool.pause(now)
+        self.resume(now)
+
+    def refuse_parked(self, error: ClientError) -> None:
+        """Tell everybody who waits for the end of a pause that it will not come."""
+        waiting = self.parked
+        self.parked = WaitQueue()
+        while (borrower := waiting.pop()) is not None:
+            borrower.refused(error)
+
+    def unpause(self, now: float) -> None:
+        """Lend connections again; whoever waited looks for one, the oldest first."""
+        self.paused = False
+        for host in self.hosts:
+            for pool in host.pools.values():
+                pool.resume()
+        waiting = self.parked
+        self.parked = WaitQueue()
         while (borrower := waiting.pop()) is not None:
             borrower.reroute(now)
 

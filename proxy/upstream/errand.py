@@ -7,7 +7,7 @@ from typing import final
 
 from mypy_extensions import i64
 
-from proxy.errors import ClientError, UpstreamUnavailable
+from proxy.errors import ClientError, HostUnavailable, UpstreamUnavailable
 from proxy.upstream.server import Borrower, Server
 from proxy.wire.codes import IDLE
 from proxy.wire.messages import error_fields, first_columns, query
@@ -174,6 +174,10 @@ class Ask(Errand):
         """Learn that no connection will come."""
         self.failure = error
         self.then(self)
+
+    def reroute(self, now: float) -> None:
+        """Learn that no connection will come here; whoever asks may ask again."""
+        self.refused(HostUnavailable("no connection is opened now"))
 
     def lost(self, error: ClientError) -> None:
         """Learn that the connection is gone."""

@@ -295,6 +295,25 @@ class Pool:
                 retired += 1
         return retired
 
+    def reconnect(self) -> None:
+        """Close what is idle now, and the rest as it comes back; new connections may be opened at once."""
+        for server in self.servers:
+            server.retire_at = _NOW
+        self._close_idle()
+
+    def pause(self, now: float) -> None:
+        """Close what is idle now, and the rest as it comes back; who waits looks for another place to wait."""
+        waiters = self.waiters
+        self.waiters = WaitQueue()
+        self.drain()
+        while (borrower := waiters.pop()) is not None:
+            borrower.reroute(now)
+
+    def resume(self) -> None:
+        """Open connections again."""
+        self.draining = False
+        self._grow()
+
     def reset_done(self, server: Server, now: float) -> None:
         """Take back a connection whose DISCARD ALL was confirmed."""
         self.errands.pop(server, None)
@@ -370,6 +389,9 @@ class Pool:
     def drain(self) -> None:
         """Close what is idle now, and the rest as it comes back."""
         self.draining = True
+        self._close_idle()
+
+    def _close_idle(self) -> None:
         for shelf in list(self.idle.values()):
             for server in list(shelf):
                 server.close()

@@ -160,7 +160,10 @@ class Server:
         self.spared: i64 = 0
         # Cancel requests on their way to it: it is not lent to anybody else until they are done.
         self.cancels: i64 = 0
+        self.connected_at: float = now
         self.last_used: float = now
+        # When the transaction that it is in, or was in last, began here.
+        self.begun_at: float = now
         self.retire_at: float = 0.0
         self.uses: i64 = 0
         self.paused = False

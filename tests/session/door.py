@@ -9,9 +9,11 @@ import hmac
 import struct
 import time
 
+from proxy.admin.console import ConsoleClient
 from proxy.auth.key import Key
 from proxy.auth.keystore import KeyStore
-from proxy.session.client import ClientLogin, Gate
+from proxy.session.client import ClientLogin
+from proxy.session.gate import Gate
 from proxy.session.session import Session
 from proxy.session.sessions import Sessions
 from proxy.wire.scram import ClientExchange
@@ -106,7 +108,7 @@ class Caller:
     async def say(self, data: bytes) -> bytes:
         """Send `data`, wait until the login stands still, and return what came."""
         protocol = self.transport.protocol or self.login
-        assert isinstance(protocol, ClientLogin | Session)
+        assert isinstance(protocol, ClientLogin | Session | ConsoleClient)
         protocol.data_received(data)
         return await self.hear()
 

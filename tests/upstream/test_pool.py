@@ -540,3 +540,66 @@ def test_who_left_while_a_connection_was_tested_leaves_it_idle() -> None:
     rig.pool.leave(rig.take("alice", 100.0))
     server.data_received(ANSWERED)
     assert rig.pool.idle == {"alice": [server]} and rig.pool.idle_count == 1
+
+
+# -- the console's commands
+
+
+def test_reconnect_closes_what_is_idle_at_once_and_the_rest_as_it_comes_back() -> None:
+    rig = Rig(limits(5))
+    idle, lent = rig.idle("", 0.0), rig.idle("alice", 0.0)
+    alice = rig.take("alice")
+    assert alice.server is lent
+    rig.pool.reconnect()
+    assert (idle.state, rig.pool.idle_count) == (CLOSED, 0)
+    assert lent.state != CLOSED
+    rig.release(alice, 1.0)
+    assert lent.state == CLOSED
+    rig.take("alice", 2.0)
+    assert rig.wanted == 1, "a new one may be opened"
+
+
+def test_a_pause_closes_what_comes_back_and_sends_those_who_wait_elsewhere() -> None:
+    rerouted: list[tuple[str, float]] = []
+
+    class Patient(User):
+        def reroute(self, now: float) -> None:
+            rerouted.append((self.identity, now))
+
+    rig = Rig(limits(1, minimum=1))
+    rig.idle("alice", 0.0)
+    alice = rig.take("alice")
+    for name in ("bob", "carol"):
+        assert rig.pool.take(Patient(name), 1.0) is None
+    rig.pool.pause(2.0)
+    assert rerouted == [("bob", 2.0), ("carol", 2.0)]
+    assert rig.pool.waiters.length == 0
+    rig.release(alice, 3.0)
+    assert rig.pool.servers == []
+    rig.pool.maintain(4.0)
+    assert rig.wanted == 0, "not even the minimum"
+    rig.pool.resume()
+    rig.pool.maintain(5.0)
+    assert rig.wanted == 1
+
+
+def test_a_connection_that_was_being_opened_does_not_outlive_a_pause() -> None:
+    rig = Rig(limits(2))
+
+    class Patient(User):
+        def reroute(self, now: float) -> None: ...
+
+    rig.pool.take(Patient("alice"), 0.0)
+    rig.pool.pause(1.0)
+    assert rig.open(2.0).state == CLOSED
+    assert rig.pool.size == 0
+
+
+def test_each_time_that_a_connection_is_lent_to_somebody_counts() -> None:
+    rig = Rig(limits(1))
+    rig.idle("alice", 0.0)
+    alice = rig.take("alice")
+    waiting = rig.take("alice", 1.0)
+    rig.release(alice, 2.0)
+    assert waiting.server is not None
+    assert rig.pool.stats.assignments == 2

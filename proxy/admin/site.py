@@ -1,0 +1,46 @@
+"""What the console works on: the objects that app wires together, and what only app can do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from proxy.config import Config
+from proxy.errors import UnknownDatabase
+from proxy.observe.record import AccessBuffer
+from proxy.session.gate import Gate
+from proxy.session.served import Served
+
+
+@dataclass
+class Site:
+    """One process. `reload` returns what needs a restart, and raises SluiceError where the configuration is refused.
+
+    `shutdown(True)` waits for all clients to leave, however long; `shutdown(False)` drains as SIGTERM does.
+    """
+
+    served: Mapping[str, Served]
+    gate: Gate
+    access: AccessBuffer
+    # The configuration of the start, and the one that was read last.
+    config: Config
+    latest: Callable[[], Config]
+    reload: Callable[[], list[str]]
+    shutdown: Callable[[bool], None]
+    # All databases were paused at once.
+    paused: bool = False
+    # Commands that the console has answered, those of drivers too, and the µs that they took.
+    commands: int = 0
+    command_us: int = 0
+    received: int = 0
+    sent: int = 0
+
+    def databases(self, name: str) -> list[Served]:
+        """Return the database `name`, or all of them for ""; raises UnknownDatabase."""
+        if not name:
+            return list(self.served.values())
+        served = self.served.get(name)
+        if served is None:
+            known = ", ".join(sorted(self.served))
+            raise UnknownDatabase(f'there is no database "{name}"', hint=f"Known: {known}")
+        return [served]

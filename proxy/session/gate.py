@@ -1,0 +1,71 @@
+"""What every login of a process goes by, whatever its database."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from proxy.auth.key import Key
+from proxy.auth.keystore import KeyStore
+from proxy.auth.ratelimit import TokenBucket
+from proxy.errors import ClientError
+from proxy.observe.stats import ProxyStats
+from proxy.session.database import Database
+from proxy.session.logins import Unproven
+from proxy.session.sessions import Sessions, Visitor
+
+CONSOLES = ("pgsluice", "pgbouncer")
+"""Names of the admin console, as a database: our own, and what tools for PgBouncer ask for."""
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A client that has proven its key, and asks for the admin console under one of its names."""
+
+    transport: asyncio.Transport
+    key: Key
+    database: str
+    application_name: str
+    log_part: bytes
+
+
+class Unfinished(Protocol):
+    """A connection on its way to a session."""
+
+    def end(self, error: ClientError) -> None:
+        """Close it; who can be told is told why."""
+
+
+@dataclass
+class Gate:
+    """What every login needs to know; one for each process."""
+
+    databases: dict[str, Database]
+    keys: dict[str, KeyStore]
+    methods: list[str]
+    auth_timeout: float
+    max_clients: int
+    mock_secret: bytes
+    sessions: Sessions
+    cancel: Callable[[int, bytes], Awaitable[None]]
+    stats: ProxyStats
+    draining: bool = False
+    # Gives the admin console to a client that asks for it, where there is one; and the databases that take nobody new.
+    console: Callable[[Entrant], Visitor] | None = None
+    disabled: set[str] = field(default_factory=set)
+    logins: set[Unfinished] = field(default_factory=set)
+    unproven: Unproven[Unfinished] = field(default_factory=Unproven)
+    buckets: dict[str, TokenBucket] = field(default_factory=dict)
+
+    def bucket(self, key: Key) -> TokenBucket | None:
+        """Return the key's token bucket, shared by its sessions; None where it has no limit."""
+        if key.rate_limit_per_minute <= 0:
+            return None
+        bucket = self.buckets.get(key.id)
+        if bucket is None or bucket.per_minute != key.rate_limit_per_minute:
+            bucket = TokenBucket(key.rate_limit_per_minute, time.monotonic())
+            self.buckets[key.id] = bucket
+        return bucket
