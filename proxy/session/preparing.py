@@ -89,7 +89,8 @@ class Preparing(Answering):
         if database.signer is None:
             return ""
         expires = now + database.wall_offset + database.server_offset + database.token_ttl
-        return database.signer.sign(self.identity, server.pid, server.login, int(expires))
+        # Whole seconds, rounded up: with a token_ttl of a few it would end before half of it, when it is renewed.
+        return database.signer.sign(self.identity, server.pid, server.login, int(expires) + 1)
 
     def _restore(self, server: Server, unit: Unit, out: Writer, now: float) -> None:
         """Set again, within the transaction, what a RESET took away from it.

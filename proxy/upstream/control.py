@@ -85,7 +85,10 @@ class Control:
             self._idle.append(connection)
 
     async def listen(self, channel: str, heard: Callable[[str], None]) -> None:
-        """Call `heard` with each payload notified on `channel`, until the connection ends."""
+        """Call `heard` with each payload notified on `channel`, until the connection ends.
+
+        Raises UpstreamUnavailable where it doesn't come about.
+        """
         connection = await self._connect()
         ended = asyncio.Event()
         connection.add_termination_listener(lambda _: ended.set())
@@ -94,6 +97,8 @@ class Control:
                 channel, lambda _connection, _pid, _channel, payload: heard(str(payload))
             )
             await ended.wait()
+        except FAILURES as error:
+            raise UpstreamUnavailable(extra=f"host={self.host}:{self.port}: {describe(error)}") from error
         finally:
             connection.terminate()
 

@@ -580,6 +580,7 @@ class ReplyQueue:
 
     def _copy_in(self, head: Reply) -> None:
         """Take note that the server reads CopyData now."""
+        self.settle()
         self.copying = not self._swallow(head)
         if self.peer is not None:
             self.peer.copy_in()

@@ -388,12 +388,16 @@ def test_clients_are_refused(installed: Installation, server: Server, role: str)
                 connection.execute(statement.encode())
 
 
-def test_the_control_login_reads_keys_and_nothing_else(installed: Installation, server: Server) -> None:
+def test_the_control_login_reads_keys_and_the_log_and_nothing_else(
+    installed: Installation, server: Server
+) -> None:
     with installed.role("sluice_control", server).connect() as control:
         assert control.execute("SELECT kid, ipad, opad FROM sluice.signing_keys").fetchall()
         control.execute("SELECT id, secret_sha256, scram_verifier FROM sluice.api_keys")
+        control.execute("SELECT * FROM sluice.api_access_logs LIMIT 1")
         for statement in (
-            "SELECT * FROM sluice.api_access_logs",
+            "UPDATE sluice.api_access_logs SET key_id = NULL",
+            "DELETE FROM sluice.api_access_logs",
             "SELECT sluice.create_signing_key()",
             "SELECT sluice.current_user_id()",
             "DELETE FROM sluice.schema_checksums",

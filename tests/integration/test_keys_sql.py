@@ -435,7 +435,9 @@ def test_nobody_reads_around_the_view(
     partition = value(superuser, "SELECT tableoid::regclass::text FROM sluice.api_access_logs LIMIT 1")
     for role in ("app_rw", "app_ro", "app_admin", "sluice_control"):
         with installed.role(role).connect() as connection:
-            for table in (partition, "sluice.api_access_logs"):
+            # `pgsluice logs` reads as sluice_control, by the whole table alone.
+            whole = () if role == "sluice_control" else ("sluice.api_access_logs",)
+            for table in (partition, *whole):
                 with pytest.raises(psycopg.errors.InsufficientPrivilege):
                     connection.execute(f"SELECT * FROM {table}".encode())
     # A leaky condition of the reader's own sees no row that the view hides.

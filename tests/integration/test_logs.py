@@ -89,7 +89,7 @@ def test_old_rows_are_found_when_they_are_asked_for(
         "49",
         "23",
     ]
-    shown = run("-c", str(proxy.config), "--key", "ctm_000000000000")
+    shown = run("-c", str(proxy.config), "--key", "ctm_nobodyatall0")
     assert (shown.exit_code, shown.stdout) == (0, "")
     assert shown.stderr == "pgsluice: nothing in the last day; --since 30d looks further back\n"
 

@@ -57,5 +57,5 @@ def test_random_reads_change_nothing(ground: Ground) -> None:
     assert seen["writes"] > 80
     assert seen["reads"] > 350
     assert seen["reads that are refused"] > 10
-    assert seen["reads with a hole"] > 20
+    assert seen["reads with a hole"] > 10
     assert seen["reads that fail otherwise"] < seen["reads"] / 4, seen
