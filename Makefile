@@ -1,5 +1,6 @@
 # make demo   an embedded PostgreSQL with a replica, two users, the proxy in front (ARGS=--once: a tour by itself)
-# make test   all tests with the compiled modules, then the pure ones interpreted (ARGS: pytest's)
+# make test   the tests with the compiled modules, then the pure ones interpreted (ARGS: pytest's)
+# make test-long      what takes long: older PostgreSQL versions, settings of the differential tests, drills, crashes
 # make test-drivers   drivers of other languages too, each on a small pool: installs them (ARGS: --json FILE, --readme)
 # make test-browser   the dashboard in Chromium, under load: installs it (ARGS: --screenshots DIR --load SECONDS)
 # make test-deploy    a real Prometheus on deploy/'s rules and dashboard: installs it
@@ -26,14 +27,17 @@ workers := -n 4 --dist loadfile
 apart := --ignore=tests/drivers --ignore=tests/browser --ignore=tests/deploy
 sources := $(shell find proxy -name '*.py')
 
-.PHONY: demo test test-drivers test-browser test-deploy fuzz bench drill thousand reads lint build clean
+.PHONY: demo test test-long test-drivers test-browser test-deploy fuzz bench drill thousand reads lint build clean
 
 demo: build
 	@$(bin)/pgsluice demo $(ARGS)
 
 test: build .venv/developing
-	$(bin)/pytest $(apart) $(workers) $(ARGS)
+	$(bin)/pytest -m "not long" $(apart) $(workers) $(ARGS)
 	PGSLUICE_INTERPRETED=1 $(bin)/pytest -q --ignore=tests/integration $(apart) $(workers) $(ARGS)
+
+test-long: build .venv/developing
+	$(bin)/pytest -q -m long $(apart) $(workers) $(ARGS)
 
 test-drivers: build .venv/developing
 	tests/drivers/install

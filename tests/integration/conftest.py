@@ -19,6 +19,9 @@ from tests.integration.support import DATABASE, DEBIAN, Installation, Login, Pro
 collect_ignore = [] if DEBIAN else ["test_tls_servers.py"]
 
 
+_DEBIAN = set(DEBIAN)
+
+
 class MakeKey(Protocol):
     def __call__(self, permissions: list[str] = ..., user: str = ...) -> tuple[str, str]: ...
 
@@ -28,7 +31,13 @@ class MakeTable(Protocol):
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out, with --direct, what asks for the proxy itself; pytest tells how many those are."""
+    """Mark what runs on Debian's PostgreSQL as long; with --direct leave out what asks for the proxy itself.
+
+    The wheel's, a newer version, runs the same tests. pytest tells how many are left out.
+    """
+    for item in items:
+        if set(getattr(getattr(item, "callspec", None), "params", {}).values()) & _DEBIAN:
+            item.add_marker("long")
     if config.getoption("--direct"):
         about_the_proxy = [item for item in items if {"proxy", "start_proxy"} & set(_fixtures(item))]
         config.hook.pytest_deselected(items=about_the_proxy)

@@ -10,6 +10,8 @@ from tests.differential.run import FILES, cases_of
 from tests.differential.stages import SETTINGS, comparison
 from tests.integration.support import DEBIAN
 
+pytestmark = pytest.mark.long
+
 # The wheel's PostgreSQL is built without TLS; `transaction` is test_differential.py's.
 OTHERS = [name for name in SETTINGS if name != "transaction" and (DEBIAN or not SETTINGS[name].tls)]
 

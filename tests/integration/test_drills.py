@@ -15,6 +15,8 @@ from tests.drills.stage import ANY_STANDBY, Stage, staged
 from tests.drills.verdicts import Verdict
 from tests.integration.support import DATABASE, Proxy
 
+pytestmark = pytest.mark.long
+
 # Hosts that failed are asked again soon, so that the tests needn't wait for it.
 _HEALTH: Final[dict[str, Any]] = {"health": {"retry_after": "1s", "max_lag": "2s"}}
 # Other tests run beside these, so their times say less than the drills'.

@@ -18,6 +18,7 @@ MOST_MEMORY = 150 * 1024 * 1024
 STATEMENTS = 100_000
 
 
+@pytest.mark.long
 def test_a_hundred_thousand_statements_with_unread_replies(
     start_proxy: Callable[..., Proxy], make_key: MakeKey
 ) -> None:

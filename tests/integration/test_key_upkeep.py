@@ -248,6 +248,7 @@ def rotate(running: Proxy, *options: str) -> str:
     return kid
 
 
+@pytest.mark.long
 def test_signing_keys_are_exchanged_without_a_gap(
     start_proxy: Callable[..., Proxy], make_key: MakeKey, installation: Installation, one_key: str
 ) -> None:

@@ -21,6 +21,8 @@ from proxy.resources import sql_directory
 from tests.integration.databases import ALL, database, dump, execute, quiet, values, write_migration
 from tests.integration.support import wait_until
 
+pytestmark = pytest.mark.long
+
 pytest_plugins = ["tests.integration.versions"]
 pytestmark = pytest.mark.timeout(300)
 

@@ -48,6 +48,7 @@ def stubborn(installation: Installation) -> Iterator[str]:
     )
 
 
+@pytest.mark.long
 def test_a_statement_that_catches_its_cancel_is_ended_by_force(
     start_proxy: Callable[..., Proxy], make_key: MakeKey, stubborn: str
 ) -> None:
@@ -71,6 +72,7 @@ def test_a_statement_that_catches_its_cancel_is_ended_by_force(
     running.stop()
 
 
+@pytest.mark.long
 def test_a_copy_whose_client_is_silent_is_ended_by_force(
     start_proxy: Callable[..., Proxy], make_key: MakeKey, make_table: MakeTable, installation: Installation
 ) -> None:

@@ -13,6 +13,8 @@ from proxy.embedded import Cluster
 from tests.integration.grammar import statements
 from tests.integration.ground import READ_ONLY_REFUSAL, Ground, holes, unseen_writers, writers
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def ground(cluster: Cluster) -> Iterator[Ground]:

@@ -16,6 +16,8 @@ from tests.integration.ground import SCHEMA, digest, execute, unseen_writers, wr
 from tests.integration.support import Installation, Login, Proxy
 from tests.query.corpus import cases
 
+pytestmark = pytest.mark.long
+
 # What the corpus takes for granted.
 _CORPUS: Final = (
     *(

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from tests.integration import strangers
 from tests.integration.support import Installation, Proxy
+
+pytestmark = pytest.mark.long
 
 
 async def test_nobody_sees_a_row_of_a_stranger(

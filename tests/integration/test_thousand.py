@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from tests.differential.thousand import PROXY, keys, visits
 from tests.integration.support import Installation, Proxy
+
+pytestmark = pytest.mark.long
 
 
 async def test_nothing_of_one_client_is_seen_by_another(
