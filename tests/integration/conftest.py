@@ -19,9 +19,6 @@ from tests.integration.support import DATABASE, DEBIAN, Installation, Login, Pro
 collect_ignore = [] if DEBIAN else ["test_tls_servers.py"]
 
 
-_DEBIAN = set(DEBIAN)
-
-
 class MakeKey(Protocol):
     def __call__(self, permissions: list[str] = ..., user: str = ...) -> tuple[str, str]: ...
 
@@ -36,7 +33,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     The wheel's, a newer version, runs the same tests. pytest tells how many are left out.
     """
     for item in items:
-        if set(getattr(getattr(item, "callspec", None), "params", {}).values()) & _DEBIAN:
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        if any(parameters.get(fixture) in DEBIAN for fixture in ("installed", "bare_cluster")):
             item.add_marker("long")
     if config.getoption("--direct"):
         about_the_proxy = [item for item in items if {"proxy", "start_proxy"} & set(_fixtures(item))]

@@ -429,6 +429,7 @@ CASES: dict[str, tuple[str, str, str]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_undone_is_found_and_mended_by_the_statement_that_is_told(
     checked: Checked, case: str
