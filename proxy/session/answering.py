@@ -111,6 +111,9 @@ class Answering(SessionState):
         if duration_us >= database.slow_us:
             self._was_slow(pool, intent, reply, server.last_byte_at, duration_us, queued_us)
         statement = reply.statement
+        text = b""
+        if database.logs_texts:
+            text = reply.text if statement is None else statement.sql
         database.access.statement(
             self.log_part,
             pool.log_part,
@@ -128,6 +131,7 @@ class Answering(SessionState):
             reply.sqlstate,
             reply.code,
             reply.traceparent if statement is None else statement.traceparent,
+            text,
         )
 
     def _was_slow(

@@ -46,6 +46,8 @@ class Database:
         self.profiles = Profiles()
         self.usage = Usage()
         self.access = access
+        # The access log shows texts as they came, literals and all.
+        self.logs_texts: bool = access.statements == "full"
         self.stats = stats
         # Statements that take as many microseconds are told to the log.
         self.slow = SlowLog(name)

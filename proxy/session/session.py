@@ -235,6 +235,9 @@ class Session(Lending):
         message = Message(FE_QUERY, QUERY, data, start, end, None)
         message.intent = intent
         message.queued_at = now
+        if self.database.logs_texts:
+            # Of a longer one, its beginning.
+            message.text = data[start + HEADER : end - 1 if end <= n else n]
         if end <= n:
             # Only these can stand at the end where a comment does; most texts are spared the call.
             last: i64 = data[end - 2]

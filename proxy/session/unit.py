@@ -52,6 +52,8 @@ class Message(Reply):
         self.edit: Edit | None = None
         # Of a Query: whose trace it belongs to, as its text says; another's statement knows its own.
         self.traceparent: bytes = b""
+        # Of a Query: its text, where the access log shows texts as they came.
+        self.text: bytes = b""
         self.following: Message | None = None
 
 

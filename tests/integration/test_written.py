@@ -134,3 +134,30 @@ def test_without_statements_no_text_is_logged(
         assert connection.execute(query, (user,)).fetchone() == (1, 0)
     assert "a_name_of_my_own" not in proxy.errors.read_text() + proxy.output.read_text()
     assert proxy.said("slow statement")
+
+
+def test_with_full_statements_texts_are_logged_as_they_came(
+    start_proxy: Callable[..., Proxy], make_key: MakeKey, installation: Installation
+) -> None:
+    proxy = start_proxy({"access_log": {"statements": "full"}})
+    user, key = make_key()
+    long = f"SELECT length('{'x' * 20_000}')"
+    with proxy.login(user, key).connect() as connection:
+        connection.execute("SELECT 'as it came', 42")
+        connection.execute("SELECT 'prepared', %s::int", (7,), prepare=True)
+        connection.execute(long)
+    query = (
+        "SELECT statement FROM sluice.api_access_logs WHERE key_id = %s AND event = 'statement' ORDER BY id"
+    )
+    with installation.superuser().connect() as connection:
+        rows = wait_until(
+            lambda: rows if len(rows := connection.execute(query, (user,)).fetchall()) >= 3 else None
+        )
+    assert rows is not None
+    assert [row[0][:30] for row in rows] == [
+        "SELECT 'as it came', 42",
+        "SELECT 'prepared', $1::int",
+        long[:30],
+    ]
+    # A whole key is masked there too.
+    assert all(key.rpartition("_")[2] not in row[0] for row in rows)
