@@ -111,6 +111,9 @@ def classify(sql: bytes, catalog: FunctionCatalog, normalized: bytes = b"") -> I
         return not_parsed(sql, len(sql), "not understood")
     if facts.statements != 1:
         facts.sets_pool = False
+        if facts.ends and facts.unclean:
+            # A function may have changed settings, and with them whether the next transaction can write.
+            facts.loosen("ends a transaction behind what may change settings")
     facts.pool = pool_hint(sql) or facts.pool
     shown = normalized.decode("utf-8", "replace") if normalized else _unread(sql, len(sql))
     return facts.intent(shown, source=sql if len(sql) <= MAX_TEXT else b"")

@@ -30,6 +30,7 @@ from proxy.session.state import (
     FOR_REPLIES,
     FOR_SOCKET,
     FOR_SWEEP,
+    TIGHT,
     SessionState,
 )
 from proxy.session.unit import Message
@@ -517,6 +518,7 @@ class Answering(SessionState):
         if server.replies.status == STATUS_IDLE:
             self.in_transaction = False
             self.restores = False
+            self.loosened = TIGHT
             if self.look is not None:
                 self._apply_look(server)
             elif self.looks and self._look(server):

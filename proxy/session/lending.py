@@ -25,7 +25,16 @@ from proxy.session.renaming import UndefinedStatement
 from proxy.session.retry import anew, failed, may_try_again
 from proxy.session.sending import Writer, undo, write_unit
 from proxy.session.settings import probed
-from proxy.session.state import FOR_CLIENT, FOR_IDLE, FOR_REPLIES, FOR_SERVER, FOR_SOCKET, FOR_SWEEP
+from proxy.session.state import (
+    FOR_CLIENT,
+    FOR_IDLE,
+    FOR_REPLIES,
+    FOR_SERVER,
+    FOR_SOCKET,
+    FOR_SWEEP,
+    LOOSE,
+    TIGHT,
+)
 from proxy.session.unit import Unit
 from proxy.upstream.pool import Pool
 from proxy.upstream.server import Server
@@ -208,7 +217,8 @@ class Lending(Deferring):
                 return
         if lacks:
             parse_apart(server, unit, lacks, self.touched, out)
-        decides = unit.sweeps
+        # Whether the next transaction may write is settled before it begins: by a reset, or in front of it.
+        decides = unit.sweeps or (self.loosened != TIGHT and unit.ends)
         for intent in unit.special:
             if unit.refused is not None and not unit.runs_before_refused:
                 # Nothing of it runs, so nothing of it is left behind.
@@ -313,6 +323,9 @@ class Lending(Deferring):
         It takes away the identity, what is prepared, or values of the start; or it chooses the pool.
         """
         if intent.resets and (self.startup_profile.values or "all" in intent.resets):
+            return True
+        if intent.unclean and not intent.sweeps and not self.may_write:
+            self.loosened = max(self.loosened, LOOSE)
             return True
         return POOL_PARAMETER in intent.settings
 

@@ -50,6 +50,9 @@ class Preparing(Answering):
         if settings is None:
             self._reset_first(server, unit, now)
             return False
+        if server.unclean and not self.may_write:
+            # A function may have changed that: it is what keeps such a key from writing.
+            settings.append(("default_transaction_read_only", "on"))
         signer = database.signer
         if signer is not None and (now >= server.renew_at or server.label == ""):
             settings.append(("sluice.identity", self._claim(server, now)))

@@ -32,7 +32,7 @@ from proxy.session.deferral import NONE
 from proxy.session.lending import Lending
 from proxy.session.renaming import Edit, rewrite
 from proxy.session.single import read_single
-from proxy.session.state import FOR_CLIENT, FOR_IDLE
+from proxy.session.state import FOR_CLIENT, FOR_IDLE, LOOSE, LOOSE_ENDED
 from proxy.session.unit import MAX_BYTES, Message
 from proxy.wire.codes import (
     FE_BIND,
@@ -72,6 +72,11 @@ MAX_PARSE: Final = 16 * 1024 * 1024
 _EMPTY: Final = frozenset([FE_SYNC, FE_FLUSH])
 _SMALL: Final = frozenset([FE_CLOSE, FE_DESCRIBE, FE_EXECUTE, FE_COPY_DONE, FE_COPY_FAIL, FE_TERMINATE])
 _KNOWN: Final = _EMPTY | _SMALL | {FE_BIND, FE_COPY_DATA, FE_FUNCTION_CALL, FE_PARSE, FE_PASSWORD, FE_QUERY}
+
+
+_TOO_SOON: Final = (
+    "behind a transaction that called an unknown function this API key has to wait for the answer"
+)
 
 
 @final
@@ -248,6 +253,8 @@ class Session(Lending):
         unit = self.unit
         if intent.names and not self._rename_query(message, sql, intent):
             return
+        if self.loosened == LOOSE_ENDED and message.error is None:
+            message.error = self._loosen(intent)
         if intent.kind != READ or intent.refused or self.bucket is not None:
             if message.error is None:
                 message.error = self._admit(intent, now)
@@ -340,7 +347,11 @@ class Session(Lending):
             message.queued_at = now
             intent = message.intent
             if intent is not None and unit.refused is None:
-                if intent.kind != READ or intent.refused or self.bucket is not None:
+                if not self.may_write:
+                    message.error = self._loosen(intent)
+                if message.error is None and (
+                    intent.kind != READ or intent.refused or self.bucket is not None
+                ):
                     message.error = self._admit(intent, now)
                     if intent.sweeps and message.error is None:
                         unit.sweeps = True
@@ -422,6 +433,22 @@ class Session(Lending):
                 )
                 self._denied(intent, error)
                 return error
+        return None
+
+    def _loosen(self, intent: Intent) -> ClientError | None:
+        """Follow what a key that may not write executes, message by message; returns why it may not.
+
+        What runs text that it is given may have switched default_transaction_read_only off. Behind the end of the
+        transaction that would count, before anything could be done about it.
+        """
+        if self.loosened == LOOSE_ENDED:
+            error = InsufficientPermissions(_TOO_SOON)
+            self._denied(intent, error)
+            return error
+        if intent.unclean and not intent.sweeps:
+            self.loosened = LOOSE
+        if intent.ends and self.loosened == LOOSE:
+            self.loosened = LOOSE_ENDED
         return None
 
     def _leaves(self, intent: Intent) -> bool:

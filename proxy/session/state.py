@@ -56,6 +56,12 @@ FOR_LOOK: Final[i64] = 32  # what the server says of settings and pins
 FOR_SWEEP: Final[i64] = 64  # the answer to a RESET ALL or DISCARD ALL in the middle of a transaction
 
 
+# What a key that may not write has sent since its connection was idle, as far as its READ ONLY is concerned.
+TIGHT: Final[i64] = 0
+LOOSE: Final[i64] = 1  # a function that the catalogue doesn't know: it may have changed settings
+LOOSE_ENDED: Final[i64] = 2  # behind it the end of the transaction: the next one may be another
+
+
 CANCEL_PATIENCE: Final = 5.0
 """Seconds that a statement over its time has to end in: as long as its cancel request may be on the way."""
 
@@ -129,6 +135,8 @@ class SessionState(Borrower):
         self.kept: Message | None = None
         # It was refused by a replica, and is sent to the primary when that has answered to the end.
         self.turning = False
+        # Of a key that may not write: whether settings may have changed unseen, and the transaction has ended since.
+        self.loosened: i64 = TIGHT
         # Something was sent whose Sync has not come yet. A Query behind it ends that too, unless the server skips
         # it because of an error; which of the two, only its ReadyForQuery tells.
         self.awaits_sync = False
@@ -175,6 +183,11 @@ class SessionState(Borrower):
         # Told when it ends; and of a server connection that still works for it then.
         self.on_end: Callable[[SessionState], None] | None = None
         self.on_abandon: Callable[[Server], None] | None = None
+
+    @property
+    def may_write(self) -> bool:
+        """Tell whether the key may write at all; else READ ONLY transactions keep it from that."""
+        return self.key.can_write or self.key.is_admin
 
     def go_on(self, now: float) -> None:
         """Work on what was kept while the session waited."""

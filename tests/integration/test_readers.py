@@ -13,8 +13,11 @@ from psycopg import pq
 
 from tests.integration.grammar import statements
 from tests.integration.ground import SCHEMA, digest, execute, unseen_writers, writers
+from tests.integration.raw import Raw
 from tests.integration.support import Installation, Login, Proxy
 from tests.query.corpus import cases
+from tests.session.frontend import SYNC, bind, parse, query, run, split
+from tests.session.frontend import execute as execute_portal
 
 pytestmark = pytest.mark.long
 
@@ -213,3 +216,45 @@ def test_a_key_that_may_write_does_change_it_by_each_of_them(
         for text in [text for text in ALL_WRITERS if " INTO more " not in text]:
             assert execute(connection.pgconn, text) == "", text
             assert writing.changed(), text
+
+
+# What runs the text that it is given, with its caller's rights, may switch READ ONLY off for the transaction behind it.
+_RUN: Final = "SELECT ground.run('SET default_transaction_read_only = off')"
+_RECORD: Final = "SELECT ground.record_it('x')"
+_STEPS: Final = {
+    "in one text": [query(f"{_RUN}; COMMIT; {_RECORD}")],
+    "in one text, rolled back": [query(f"{_RUN}; ROLLBACK; {_RECORD}")],
+    "one after the other": [query(_RUN), query(_RECORD)],
+    "pipelined": [query(_RUN) + query(_RECORD)],
+    "pipelined in the extended protocol": [run(_RUN) + run(_RECORD)],
+    "pipelined behind a transaction": [query("BEGIN") + query(_RUN) + query("COMMIT") + query(_RECORD)],
+    "in one unit": [
+        b"".join(parse("", sql) + bind() + execute_portal() for sql in (_RUN, "COMMIT", _RECORD)) + SYNC
+    ],
+    "a query before the Sync": [
+        b"".join(parse("", sql) + bind() + execute_portal() for sql in (_RUN, "COMMIT")) + query(_RECORD)
+    ],
+    "on a connection of its own": [query("LISTEN x"), query(_RUN), query(_RECORD)],
+    "pipelined on a connection of its own": [
+        query("LISTEN x"),
+        query(_RUN) + query(_RECORD) + query(_RECORD),
+    ],
+    "behind a lock": [query("SELECT pg_advisory_lock(7)"), query(_RUN), query(_RECORD)],
+}
+
+
+@pytest.mark.parametrize("steps", _STEPS.values(), ids=_STEPS.keys())
+def test_what_runs_text_opens_none(
+    steps: list[bytes], reader: Reader, own_proxy: Proxy, primary: psycopg.Connection[Any]
+) -> None:
+    primary.execute(
+        "CREATE OR REPLACE FUNCTION ground.run(text) RETURNS void LANGUAGE plpgsql AS 'BEGIN EXECUTE $1; END'"
+    )
+    primary.execute("GRANT EXECUTE ON FUNCTION ground.run TO PUBLIC")
+    reader.changed()
+    with Raw(own_proxy.port).log_in((reader.login.user, reader.login.password)) as client:
+        for step in steps:
+            client.send(step)
+            kinds_of = [each[:1] for each in split(step)]
+            client.until_ready(kinds_of.count(b"Q") + kinds_of.count(b"S"))
+    assert not reader.changed()

@@ -8,7 +8,7 @@ import pytest
 
 from proxy.errors import UpstreamUnavailable
 from tests.session.conftest import Clock
-from tests.session.fakes import World
+from tests.session.fakes import Client, World
 from tests.session.frontend import (
     FLUSH,
     SYNC,
@@ -444,3 +444,62 @@ def test_notifications_reach_a_client_that_does_nothing(world: World) -> None:
     notification = message(b"A", b"\0\0\0\1news\0hello\0")
     world.backends[0].server.data_received(notification)
     assert client.take() == notification
+
+
+# -- keys that may not write, and functions that may have changed settings
+
+RUN = "SELECT run('SET default_transaction_read_only = off')"
+WRITE = "SELECT record_it('x')"
+
+
+@pytest.fixture
+def reader(world: World) -> Client:
+    return world.client("rea", permissions=("read:tasks",))
+
+
+def test_in_one_text_nothing_follows_the_end_of_what_may_have_changed_settings(reader: Client) -> None:
+    assert kinds(reader.ask(query(f"{RUN}; COMMIT; {WRITE}"))) == "E:42501 ZI"
+    assert kinds(reader.ask(query(f"{RUN}; {WRITE}"))).endswith("C ZI"), "one transaction stays READ ONLY"
+
+
+@pytest.mark.parametrize("way", [query, run])
+def test_what_is_pipelined_behind_it_waits_for_the_reset(
+    world: World, reader: Client, way: Callable[[str], bytes]
+) -> None:
+    assert kinds(reader.ask(way(RUN), way(WRITE))).count("ZI") == 2
+    (backend,) = world.backends
+    ran = [ran.sql for ran in backend.ran if "set_config" not in ran.sql]
+    assert ran == [RUN, "DISCARD ALL", WRITE, "DISCARD ALL"]
+
+
+def test_what_is_pipelined_behind_its_transaction_waits_too(world: World, reader: Client) -> None:
+    answer = reader.ask(query("BEGIN"), query(RUN), query("COMMIT"), query(WRITE))
+    assert kinds(answer).endswith("C ZI")
+    (backend,) = world.backends
+    ran = [ran.sql for ran in backend.ran if "set_config" not in ran.sql]
+    assert ran == ["BEGIN", RUN, "COMMIT", "DISCARD ALL", WRITE, "DISCARD ALL"]
+
+
+def test_within_one_unit_nothing_follows_the_end(world: World, reader: Client) -> None:
+    steps = [parse("", sql) + bind() + execute() for sql in (RUN, "COMMIT", WRITE)]
+    assert "E:42501" in kinds(reader.ask(*steps, SYNC))
+    assert not any(WRITE in backend.sql for backend in world.backends)
+    assert kinds(reader.ask(query(WRITE))).endswith("C ZI")
+    # Nor by a Query in front of the Sync.
+    assert "E:42501" in kinds(reader.ask(*steps[:2], query(WRITE), SYNC))
+
+
+def test_a_session_that_keeps_its_connection_is_made_read_only_again(world: World, reader: Client) -> None:
+    reader.ask(query("LISTEN x"))
+    assert reader.session.pinned
+    reader.ask(query(RUN))
+    (backend,) = world.backends
+    backend.settings["default_transaction_read_only"] = "off"
+    reader.ask(query(WRITE))
+    assert backend.settings["default_transaction_read_only"] == "on"
+
+
+def test_a_key_that_may_write_has_none_of_that(world: World) -> None:
+    writer = world.client("wri")
+    assert kinds(writer.ask(query(f"{RUN}; COMMIT; {WRITE}"))).endswith("ZI")
+    assert "E" not in kinds(writer.take())
