@@ -217,6 +217,8 @@ class Lending(Deferring):
                 return
         if lacks:
             parse_apart(server, unit, lacks, self.touched, out)
+        if unit.loosened > self.loosened:
+            self.loosened = unit.loosened
         # Whether the next transaction may write is settled before it begins: by a reset, or in front of it.
         decides = unit.sweeps or (self.loosened != TIGHT and unit.ends)
         for intent in unit.special:

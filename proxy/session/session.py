@@ -441,14 +441,15 @@ class Session(Lending):
         What runs text that it is given may have switched default_transaction_read_only off. Behind the end of the
         transaction that would count, before anything could be done about it.
         """
-        if self.loosened == LOOSE_ENDED:
+        unit = self.unit
+        if self.loosened == LOOSE_ENDED or unit.loosened == LOOSE_ENDED:
             error = InsufficientPermissions(_TOO_SOON)
             self._denied(intent, error)
             return error
         if intent.unclean and not intent.sweeps:
-            self.loosened = LOOSE
-        if intent.ends and self.loosened == LOOSE:
-            self.loosened = LOOSE_ENDED
+            unit.loosened = LOOSE
+        if intent.ends and (unit.loosened == LOOSE or self.loosened == LOOSE):
+            unit.loosened = LOOSE_ENDED
         return None
 
     def _leaves(self, intent: Intent) -> bool:

@@ -80,6 +80,8 @@ class Unit:
         self.halts = False
         self.begins = False
         self.ends = False
+        # Of a key that may not write: see Session._loosen.
+        self.loosened: i64 = 0
         # The kind of the message that ended it; 0 while it is open.
         self.ended_by: i64 = 0
         # The first message that is refused, and whether one before it runs a statement.
@@ -101,6 +103,7 @@ class Unit:
         self.halts = False
         self.begins = False
         self.ends = False
+        self.loosened = 0
         self.ended_by = 0
         self.refused = None
         self.runs_before_refused = False

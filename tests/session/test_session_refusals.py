@@ -499,6 +499,15 @@ def test_a_session_that_keeps_its_connection_is_made_read_only_again(world: Worl
     assert backend.settings["default_transaction_read_only"] == "on"
 
 
+def test_what_was_refused_loosens_nothing(reader: Client) -> None:
+    for sql in ("CALL p(1)", "COMMIT", "COMMIT"):
+        reader.ask(run(sql))
+    assert kinds(reader.ask(run("SELECT 1"), query("SELECT 1"))).endswith("1 2 D C ZI T D C ZI")
+    steps = [parse("", sql) + bind() + execute() for sql in (RUN, "COMMIT", WRITE)]
+    reader.ask(*steps, SYNC)
+    assert kinds(reader.ask(run("COMMIT"), run("SELECT 1"))).endswith("1 2 D C ZI")
+
+
 def test_a_key_that_may_write_has_none_of_that(world: World) -> None:
     writer = world.client("wri")
     assert kinds(writer.ask(query(f"{RUN}; COMMIT; {WRITE}"))).endswith("ZI")
