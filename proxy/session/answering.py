@@ -20,7 +20,15 @@ from proxy.query.parameters import HIDDEN
 from proxy.query.prepared import Statement
 from proxy.query.route import pool_problem
 from proxy.session.collect import NO_STATEMENT, ClientStatements
-from proxy.session.refusal import NOT_SUPPORTED, READ_ONLY, RETRIED, refutes, sole_statement, where_part
+from proxy.session.refusal import (
+    DENIED,
+    NOT_SUPPORTED,
+    READ_ONLY,
+    RETRIED,
+    refutes,
+    sole_statement,
+    where_part,
+)
 from proxy.session.renaming import Edit, Step, in_clients_name, tag_of
 from proxy.session.sending import BEGIN, EDITED, UNNAMED, write_stray
 from proxy.session.settings import LASTING, Look, probed
@@ -82,6 +90,7 @@ class Answering(SessionState):
             if (
                 reply.sqlstate in RETRIED
                 and reply.sqlstate != NOT_SUPPORTED
+                and reply.sqlstate != DENIED
                 and refutes(self.route, intent, reply, self.profile)
             ):
                 # Somebody's next try is on the primary.
@@ -265,7 +274,11 @@ class Answering(SessionState):
             return False
         primary = self.database.cluster.primary
         elsewhere = primary is not None and primary.name != pool.host
-        if not self.key.can_write and not self.key.is_admin and (state == READ_ONLY or not elsewhere):
+        if (
+            not self.key.can_write
+            and not self.key.is_admin
+            and (state == READ_ONLY or state == DENIED or not elsewhere)
+        ):
             # It keeps its login, which is refused there too.
             return False
         intent.refuted(state.decode("ascii"))

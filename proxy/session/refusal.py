@@ -18,11 +18,13 @@ from proxy.wire.replies import NOTHING, Reply
 
 READ_ONLY: Final = b"25006"
 NOT_SUPPORTED: Final = b"0A000"
+DENIED: Final = b"42501"
 RETRIED: Final = frozenset(
     {
         READ_ONLY,  # read_only_sql_transaction: it writes after all
         b"55000",  # object_not_in_prerequisite_state: "recovery is in progress"
         NOT_SUPPORTED,  # feature_not_supported: temporary or unlogged tables during recovery
+        DENIED,  # insufficient_privilege: the login that reads may not what the one that writes may (nextval in a view)
         b"40001",  # serialization_failure: a conflict with recovery
     }
 )

@@ -21,7 +21,10 @@ HOLES = {
     "a cast": f"SELECT (id::text)::{SCHEMA}.written FROM {SCHEMA}.rows",
     "attribute notation": f"SELECT r.hidden_write FROM {SCHEMA}.rows r",
     "an unlogged table": f"SELECT * FROM {SCHEMA}.unlogged",
+    # As default privileges have it: who only reads may not use sequences.
+    "a sequence of writers": f"SELECT * FROM {SCHEMA}.visits",
 }
+STATES = {"an unlogged table": "0A000", "a sequence of writers": "42501"}
 CALLS = f"SELECT last_value, is_called FROM {SCHEMA}.calls"
 _numbers = itertools.count()
 
@@ -57,6 +60,10 @@ def objects(installation: Installation) -> Iterator[None]:
         f"GRANT USAGE ON SCHEMA {SCHEMA} TO sluice_readwrite, sluice_readonly",
         f"GRANT SELECT ON ALL TABLES IN SCHEMA {SCHEMA} TO sluice_readwrite, sluice_readonly",
         f"GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA {SCHEMA} TO sluice_readwrite, sluice_readonly",
+        f"CREATE SEQUENCE {SCHEMA}.visitors",
+        f"CREATE VIEW {SCHEMA}.visits AS SELECT nextval('{SCHEMA}.visitors') AS visit",
+        f"GRANT USAGE ON SEQUENCE {SCHEMA}.visitors TO sluice_readwrite",
+        f"GRANT SELECT ON {SCHEMA}.visits TO sluice_readwrite, sluice_readonly",
         f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA {SCHEMA} TO sluice_readwrite, sluice_readonly",
     )
     installation.replicated()
@@ -104,7 +111,7 @@ def test_the_primary_answers_what_a_replica_refuses(
     proxy = module_proxy
     login = proxy.login(*make_key())
     read = new_text(hole)
-    state = "0A000" if hole == "an unlogged table" else "25006"
+    state = STATES.get(hole, "25006")
     before = counted(proxy, state)
     assert login.psql(read, "-At").stderr == ""
     assert counted(proxy, state) == before + 1.0
@@ -136,7 +143,7 @@ async def test_asyncpg_gets_its_rows(module_proxy: Proxy, make_key: MakeKey) -> 
                 assert len(await connection.fetch(read)) == 1
 
 
-@pytest.mark.parametrize("hole", [hole for hole in HOLES if hole != "an unlogged table"])
+@pytest.mark.parametrize("hole", [hole for hole in HOLES if hole not in STATES])
 def test_a_reader_writes_nothing_through_a_hole(
     hole: str, module_proxy: Proxy, make_key: MakeKey, installation: Installation
 ) -> None:

@@ -16,7 +16,7 @@ READS = {
     "named": (parse("s", VIEW) + bind("s") + describe("s") + execute() + SYNC, "1 2 t n D C ZI"),
     "prepared": (bind("p") + execute() + SYNC, "2 D C ZI"),
 }
-STATES = ["25006", "55000", "0A000", "40001"]
+STATES = ["25006", "55000", "0A000", "42501", "40001"]
 
 
 @pytest.fixture
@@ -87,10 +87,11 @@ def test_a_key_that_may_not_write_keeps_its_login(world: World) -> None:
     assert world.of("primary") == []
 
 
-def test_a_key_that_may_not_write_is_told_that_it_would(world: World) -> None:
+@pytest.mark.parametrize("state", ["25006", "42501"])
+def test_a_key_that_may_not_write_is_told_that_it_would(world: World, state: str) -> None:
     client = world.client("bob", permissions=("read:tasks",))
-    refusing(world)
-    assert kinds(client.ask(query(VIEW))) == "E:25006 ZI"
+    refusing(world, state)
+    assert kinds(client.ask(query(VIEW))) == f"E:{state} ZI"
     assert world.of("readonly", "one") == [] and world.of("primary") == []
 
 
