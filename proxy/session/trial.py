@@ -13,6 +13,10 @@ from proxy.upstream.errand import Ask
 _PAUSED = 0.05
 
 
+_AGAIN = 0.5
+"""Seconds until a login is tried once more on a server: more than the monitor takes for a look after an alarm."""
+
+
 async def try_on_server(database: Database, profile: Profile) -> dict[bytes, bytes]:
     """Return what a server reports of itself under `profile`.
 
@@ -22,8 +26,8 @@ async def try_on_server(database: Database, profile: Profile) -> dict[bytes, byt
         try:
             return await _try_once(database, profile)
         except HostUnavailable:
-            # The pool that failed is passed over the next time.
-            continue
+            # The pool that failed is passed over; where there is no other, the monitor looks meanwhile.
+            await asyncio.sleep(_AGAIN)
     return await _try_once(database, profile)
 
 

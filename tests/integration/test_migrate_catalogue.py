@@ -11,10 +11,8 @@ from proxy.embedded import Cluster
 from proxy.resources import sql_directory
 from tests.integration.databases import database, dump, psql, quiet
 
-pytestmark = pytest.mark.long
-
 pytest_plugins = ["tests.integration.versions"]
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 BUNDLED = migrate.Migrations()
 

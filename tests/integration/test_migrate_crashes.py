@@ -21,10 +21,8 @@ from proxy.resources import sql_directory
 from tests.integration.databases import ALL, database, dump, execute, quiet, values, write_migration
 from tests.integration.support import wait_until
 
-pytestmark = pytest.mark.long
-
 pytest_plugins = ["tests.integration.versions"]
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 HELD = f"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid::bigint = {LOCK & 0xFFFFFFFF}"
 OURS = "SELECT pid FROM pg_stat_activity WHERE application_name = 'pgsluice migrate'"
