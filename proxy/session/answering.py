@@ -274,11 +274,7 @@ class Answering(SessionState):
             return False
         primary = self.database.cluster.primary
         elsewhere = primary is not None and primary.name != pool.host
-        if (
-            not self.key.can_write
-            and not self.key.is_admin
-            and (state == READ_ONLY or state == DENIED or not elsewhere)
-        ):
+        if not self.may_write and (state == READ_ONLY or state == DENIED or not elsewhere):
             # It keeps its login, which is refused there too.
             return False
         intent.refuted(state.decode("ascii"))

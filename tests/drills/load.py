@@ -79,7 +79,8 @@ class Session:
             await self._client.close()
 
     async def _turn(self) -> None:
-        raise NotImplementedError
+        """Do once what such a session does again and again."""
+        raise AssertionError
 
     async def _pause(self) -> None:
         await asyncio.sleep(self._load.mix.pause * self._dice.uniform(0.5, 1.5))
