@@ -31,7 +31,9 @@ from proxy.session.key_reading import KeyReading
 from proxy.session.signing import Signing
 from proxy.session.usage import write_usage
 from proxy.tasks import spawn, stop
-from proxy.transport.tls import ServerTls, TlsError
+from proxy.transport.tls import TlsError
+from proxy.transport.way import Way
+from proxy.tunnel import way_to
 from proxy.upstream.access_table import AccessTable
 from proxy.upstream.breaker import Breaker
 from proxy.upstream.cluster import LEAST_CONNECTIONS, RANDOM, ROUND_ROBIN, Cluster, Host
@@ -39,7 +41,7 @@ from proxy.upstream.control import Control
 from proxy.upstream.health import Health, Thresholds
 from proxy.upstream.login import Login, connect
 from proxy.upstream.names import Names
-from proxy.upstream.pool import Pool, PoolLimits
+from proxy.upstream.pool import SPREAD, Pool, PoolLimits
 from proxy.upstream.server import Server
 
 log = logging.getLogger(__name__)
@@ -58,6 +60,9 @@ _WRITE_USAGE = 5.0
 _LAST_USAGE = 2.0
 _RETRY = 1.0
 _MAINTENANCE = 0.1
+
+_SPREAD_FAR = 0.5
+"""Jitter of lifetimes where the way itself ends connections, and all at once: between half and all of the time."""
 
 
 class Served:
@@ -91,7 +96,7 @@ class Served:
             _BALANCE[settings.pools["readonly"].balance],
             settings.health.max_lag,
         )
-        self._tls = {host.name: ServerTls(host.tls) for host in settings.hosts}
+        self._ways = {host.name: way_to(host) for host in settings.hosts}
         self.controls = {host.name: self._control(host) for host in settings.hosts}
         self.health = Health(
             self.cluster,
@@ -174,16 +179,16 @@ class Served:
 
         Certificates are read again, for connections to come.
         """
-        for host, tls in self._tls.items():
+        for host, way in self._ways.items():
             try:
-                tls.reload()
-            except TlsError as error:
+                way.reload()
+            except (OSError, TlsError) as error:
                 log.error("host %s keeps its certificates: %s", host, error)
         self._take_over(settings)
         for pool in self.pools():
             wanted = settings.pools.get(pool.name)
             if wanted is not None:
-                pool.limits = _limits(wanted, pool.limits.strict)
+                pool.limits = _limits(wanted, pool.limits.strict, self._ways[pool.host])
         fixed: dict[str, Any] = {
             "timeouts": True,
             "pools": True,
@@ -336,13 +341,11 @@ class Served:
         settings = self._settings
         login = settings.control or settings.pools["primary"]
         return Control(
-            host.host,
-            host.port,
+            self._ways[host.name],
             settings.database,
             login.user,
             login.password.get_secret_value(),
             settings.pool_defaults.connect_timeout,
-            self._tls[host.name],
         )
 
     def _primary_control(self) -> Control:
@@ -361,17 +364,16 @@ class Served:
         raise self.cluster.unavailable(True)
 
     def _add_pool(self, host: Host, name: str, settings: model.Pool, strict: bool) -> None:
-        limits = _limits(settings, strict)
+        way = self._ways[host.name]
+        limits = _limits(settings, strict, way)
         pool = Pool(name, host.name, limits, pool_part(name, host.name))
         login = Login(
-            host.address,
-            host.port,
+            way,
             self._settings.database,
             settings.user,
             settings.password.get_secret_value(),
             name == "readonly",
             settings.connect_timeout,
-            self._tls[host.name],
         )
 
         def start_opening(wanting: Pool) -> None:
@@ -417,15 +419,17 @@ async def _after_failures(pool: Pool) -> None:
         await asyncio.sleep(_MAINTENANCE)
 
 
-def _limits(settings: model.Pool, strict: bool) -> PoolLimits:
+def _limits(settings: model.Pool, strict: bool, way: Way) -> PoolLimits:
+    lifetimes = [seconds for seconds in (settings.max_lifetime, way.longest) if seconds > 0.0]
     return PoolLimits(
         settings.min,
         settings.max,
         settings.acquire_timeout,
         settings.idle_timeout,
-        settings.max_lifetime,
+        min(lifetimes, default=0.0),
         settings.max_uses,
         strict,
+        _SPREAD_FAR if way.longest > 0.0 else SPREAD,
     )
 
 
