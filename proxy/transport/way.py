@@ -19,6 +19,9 @@ class Way:
     longest: float = 0.0
     """Seconds that a connection may last, with jitter; 0.0 for no limit of the way's own."""
 
+    slow_to_open: bool = False
+    """Opening a connection takes many round trips: longer, perhaps, than anybody waits for an answer on an open one."""
+
     follows_names: bool = True
     """The name's address is that of PostgreSQL: where it changes, connections to the old one are let go of."""
 

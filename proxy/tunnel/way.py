@@ -31,6 +31,8 @@ class Tunnel(Way):
     """PostgreSQL behind the tunnel whose hostname is `host`; each connection is a WebSocket of its own."""
 
     longest = LONGEST
+    # TCP, TLS and the upgrade come before PostgreSQL's own: eight round trips in all.
+    slow_to_open = True
     # The name's addresses are the edge's, and tell nothing of PostgreSQL.
     follows_names = False
 

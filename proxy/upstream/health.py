@@ -87,6 +87,8 @@ class _Probe:
         self.since = since
         # How many failures its silence has counted as.
         self.counted = 0
+        # It has a connection, and was sent.
+        self.asked = False
 
 
 class Health:
@@ -184,7 +186,7 @@ class Health:
             for _ in range(due - probe.counted):
                 host.failed(f"no answer for {now - probe.since:.1f} s", now, silent=True)
             probe.counted = due
-            if not host.up:
+            if not host.up and (probe.asked or not self._controls[host.name].way.slow_to_open):
                 # What comes of it would be old; and where it is asked next, it is on a connection of its own.
                 probe.task.cancel()
 
@@ -201,6 +203,7 @@ class Health:
         try:
             async with control.connection() as connection:
                 asked_at = time.monotonic()
+                self._under_way[host.name].asked = True
                 row = await connection.fetchrow(_PROBE)
                 answered_at = time.monotonic()
                 unfit = await self._vet(host.name, connection) if self._vet and not host.up else ""
