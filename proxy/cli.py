@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import proxy
+from proxy.cloudflare.command import cloudflare
 from proxy.errors import SluiceError
 from proxy.options import (
     AdminDsn,
@@ -245,6 +246,7 @@ def logs(
 
 
 app.add_typer(keys, name="keys")
+app.add_typer(cloudflare, name="cloudflare")
 
 
 @keys.command("create")

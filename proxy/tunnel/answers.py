@@ -15,12 +15,24 @@ _LOOKED_AT: Final = 64 * 1024
 """Bytes of an answer in which the number is looked for."""
 
 
-class TunnelError(OSError):
-    """A tunnel that can't be used: `what` Cloudflare answered, and the `remedy`. Neither holds anything secret."""
+DNS: Final = "DNS"
+TLS: Final = "TLS"
+TOKEN: Final = "token"
+UPGRADE: Final = "upgrade"
+STEPS: Final = (DNS, TLS, TOKEN, UPGRADE)
+"""What has to go well, in this order."""
 
-    def __init__(self, what: str, remedy: str = "") -> None:
+
+class TunnelError(OSError):
+    """A tunnel that can't be used: `what` Cloudflare answered, and the `remedy`. Neither holds anything secret.
+
+    `step` is the one of STEPS that failed; those before it went well.
+    """
+
+    def __init__(self, what: str, remedy: str = "", step: str = UPGRADE) -> None:
         self.what = what
         self.remedy = remedy
+        self.step = step
         super().__init__(f"{what}: {remedy}" if remedy else what)
 
 
@@ -38,6 +50,7 @@ def refusal(status: int, location: str, body: bytes, token: bool) -> TunnelError
         return TunnelError(
             f"Cloudflare blocks our User-Agent ({answered})",
             "turn the Browser Integrity Check off for this hostname, or let pgsluice/* pass in a WAF rule",
+            TOKEN,
         )
     if status in (401, 403):
         return _denied(answered, token)
@@ -84,11 +97,13 @@ def _redirect(status: int, location: str, token: bool) -> TunnelError:
             return TunnelError(
                 f"{what} ({status})",
                 "set service_token: {id, secret}, and give the application a policy with the action Service Auth",
+                TOKEN,
             )
         return TunnelError(
             f"{what}: the service token was not accepted ({status})",
             "give the application a policy with the action Service Auth that includes the token; with Allow"
             " it doesn't count",
+            TOKEN,
         )
     host = place.hostname if place.hostname is not None and place.hostname.isascii() else ""
     there = f" to {host}" if host and host.isprintable() else ""
@@ -104,8 +119,10 @@ def _denied(answered: str, token: bool) -> TunnelError:
             f"the service token was not accepted ({answered})",
             "look whether id and secret are a pair, and neither expired, revoked nor of another account; and"
             " whether a Service Auth policy of the application includes it",
+            TOKEN,
         )
     return TunnelError(
         f"Access refuses who has no service token ({answered})",
         "set service_token: {id, secret} of one that a Service Auth policy includes",
+        TOKEN,
     )

@@ -15,7 +15,7 @@ import proxy
 from proxy.config import ServiceToken
 from proxy.errors import reason
 from proxy.transport import tcp
-from proxy.tunnel.answers import TunnelError, refusal
+from proxy.tunnel.answers import DNS, TLS, TunnelError, refusal
 
 OPEN_TIMEOUT: Final = 10.0
 """Seconds from the name's lookup to the answer: a pool gives up earlier, after its connect_timeout."""
@@ -113,24 +113,29 @@ def explained(error: Exception, token: bool) -> TunnelError:
             "look whether the hostname is a tunnel's, and WebSockets are on for its zone",
         )
     if isinstance(error, TimeoutError):
-        return TunnelError("Cloudflare doesn't answer in time", "look whether a firewall lets port 443 out")
+        return TunnelError("Cloudflare doesn't answer in time", "look whether a firewall lets us out", TLS)
     if isinstance(error, socket.gaierror):
         return TunnelError(
             f"the hostname can't be looked up ({error.strerror})",
             "its DNS record is a CNAME to <tunnel id>.cfargotunnel.com, proxied",
+            DNS,
         )
     if isinstance(error, ssl.SSLCertVerificationError):
         return TunnelError(
             f"Cloudflare's certificate is not accepted ({error.verify_message})",
             "a firewall that ends TLS needs its authority in the system's, or in SSL_CERT_FILE",
+            TLS,
         )
     if isinstance(error, ssl.SSLError):
         return TunnelError(
             f"no TLS with Cloudflare ({(error.reason or str(error)).lower().replace('_', ' ')})",
             "the zone needs an edge certificate that covers the hostname",
+            TLS,
         )
     assert isinstance(error, OSError)
-    return TunnelError(f"Cloudflare can't be reached ({reason(error)})", "look at `port`, and at firewalls")
+    return TunnelError(
+        f"Cloudflare can't be reached ({reason(error)})", "look at `port`, and at firewalls", TLS
+    )
 
 
 def _keep_alive(websocket: WebSocket) -> None:

@@ -1,0 +1,1 @@
+"""`pgsluice cloudflare`: what has to do with tunnels, beside the transport itself."""
