@@ -146,7 +146,8 @@ class Served:
 
         Raises BypassError where a pool's login could pass by row-level security.
         """
-        await self.health.probe()
+        slow = any(way.slow_to_open for way in self._ways.values())
+        await self.health.probe(self._settings.pool_defaults.connect_timeout if slow else 0.0)
         if self._bypassed:
             raise BypassError(self._bypassed)
         self._started = True

@@ -141,12 +141,16 @@ class Health:
             except TimeoutError:
                 pass
 
-    async def probe(self) -> None:
-        """Probe all hosts once, the primary's position before the replicas'; waits for no host for long."""
+    async def probe(self, patience: float = 0.0) -> None:
+        """Probe all hosts once, the primary's position before the replicas'; waits for no host for long.
+
+        With `patience` it waits that many seconds, if it takes them: at the start nobody is kept waiting.
+        """
         first = self._cluster.primary
         if first is not None:
             await self._ask_all([first], _FIRST_PATIENCE)
-        await self._ask_all([host for host in self._cluster.hosts if host is not first], self._patience)
+        others = [host for host in self._cluster.hosts if host is not first]
+        await self._ask_all(others, max(self._patience, patience))
         self._cluster.roles_changed()
         for answer in self._answers.values():
             self._note_replica(answer)

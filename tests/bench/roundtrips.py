@@ -2,8 +2,8 @@
 
 The edge's double stands 40 ms away (tests/edge/wire.py says how), and PostgreSQL right behind it. `direct` is a driver
 through a plain local relay to the same edge, as with `cloudflared access tcp`; `pgsluice` is the same driver through a
-proxy with `transport: cloudflare` and warm pools. TLS is spoken inside the tunnel where PostgreSQL has it (Debian's; the
-wheel's is built without), and pgsluice signs identities, routes and logs as ever.
+proxy with `transport: cloudflare` and warm pools. TLS is spoken inside the tunnel where PostgreSQL has it (Debian's;
+the wheel's is built without), and pgsluice signs identities, routes and logs as ever.
 """
 
 from __future__ import annotations
