@@ -36,6 +36,7 @@ def place() -> Iterator[Path]:
         shutil.rmtree(directory)
 
 
+@pytest.mark.long
 def test_the_tour_passes(place: Path) -> None:
     done = subprocess.run([*command(place), "--once"], capture_output=True, text=True, timeout=55)
     assert done.returncode == 0, done.stdout + done.stderr
