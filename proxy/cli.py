@@ -79,7 +79,7 @@ def _options(
 def serve(config: ConfigFile = None) -> None:
     """Run the proxy. SIGTERM drains it."""
     with told():
-        from proxy.app import run
+        from proxy.serving import run
 
         raise typer.Exit(run(chosen(config)))
 
