@@ -20,7 +20,7 @@ def serve(config: ConfigFile = None) -> None:
       kill -HUP $(pidof pgsluice)    # take over a changed configuration
     """  # noqa: D301  \b keeps the lines as they are
     with told():
-        from proxy.app import run
+        from proxy.serving import run
 
         raise typer.Exit(run(chosen(config)))
 
