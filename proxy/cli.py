@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import proxy
+from proxy.cloudflare.command import cloudflare
 from proxy.errors import SluiceError
 from proxy.options import (
     AdminDsn,
@@ -405,6 +406,7 @@ def setup(
         )
 
 
+app.add_typer(cloudflare, name="cloudflare")
 app.add_typer(migrate, name="migrate")
 
 

@@ -70,6 +70,11 @@ class Answers:
     cloudflared_image: str = ""
     namespace: str = "pgsluice"
 
+    @property
+    def hostnames(self) -> list[str]:
+        """Return all public hostnames, PostgreSQL's first."""
+        return [*(route.hostname for route in self.routes), *(page.hostname for page in self.pages)]
+
 
 def kinds(text: str) -> tuple[str, ...]:
     """Return what `--only` names, in our order; raises SluiceError for a word that names nothing."""
@@ -95,6 +100,12 @@ def route(text: str) -> Route:
     name, _, service = text.partition("=")
     host, port = _address("--hostname", service or "localhost:5432")
     return Route(hostname("--hostname", name), host, port)
+
+
+def routed(text: str) -> str:
+    """Return `text` as it is, for `route`; raises SluiceError where that wouldn't take it."""
+    route(text)
+    return text
 
 
 def http_service(text: str) -> str:
@@ -137,7 +148,9 @@ def team_name(text: str) -> str:
 
 def tunnel_name(text: str) -> str:
     """Return the tunnel's name."""
-    return _fitting("--tunnel-name", text, _NAME, "letters, digits, dots, hyphens and _ are needed, at most 63")
+    return _fitting(
+        "--tunnel-name", text, _NAME, "letters, digits, dots, hyphens and _ are needed, at most 63"
+    )
 
 
 def image(flag: str, text: str) -> str:
@@ -147,7 +160,9 @@ def image(flag: str, text: str) -> str:
 
 def namespace(text: str) -> str:
     """Return the name of a Kubernetes namespace."""
-    return _fitting("--namespace", text, _TEAM, "lower-case letters, digits and hyphens are needed, at most 63")
+    return _fitting(
+        "--namespace", text, _TEAM, "lower-case letters, digits and hyphens are needed, at most 63"
+    )
 
 
 def server_tls(text: str) -> str:
@@ -162,3 +177,14 @@ def _fitting(flag: str, text: str, pattern: re.Pattern[str], message: str) -> st
     if not pattern.fullmatch(text):
         raise SluiceError(f"{flag}: {message}")
     return text
+
+
+def consistent(answers: Answers) -> None:
+    """Raise SluiceError where answers don't go together."""
+    names = answers.hostnames
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise SluiceError(f"a hostname is needed for each service: {', '.join(twice)} comes twice")
+    if answers.zone:
+        outside = [name for name in names if not f".{name}".endswith(f".{answers.zone}")]
+        if outside:
+            raise SluiceError(f"--zone: {', '.join(outside)} is not in {answers.zone}")

@@ -59,7 +59,7 @@ def write_all(directory: Path, files: Sequence[File], *, replace: bool) -> None:
     places = [directory / file.path for file in files]
     if not replace and (there := [str(place) for place in places if os.path.lexists(place)]):
         raise SluiceError(f"already there, and kept (--force replaces): {', '.join(there)}")
-    for file, place in zip(files, places, strict=True):
+    for place in places:
         if place.is_dir():
             raise SluiceError(f"{place} is a directory")
     for file, place in zip(files, places, strict=True):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeAlias, Union
+from typing import Final, TypeAlias
 
 from proxy.errors import SluiceError
 
@@ -19,7 +19,7 @@ class Expression(str):
     __slots__ = ()
 
 
-Value: TypeAlias = Union[str, bool, int, Sequence["Value"], Mapping[str, "Value"]]
+Value: TypeAlias = "str | bool | int | Sequence[Value] | Mapping[str, Value]"
 
 
 @dataclass(frozen=True)
