@@ -9,6 +9,7 @@ import typer
 
 import proxy
 from proxy.cli.checking import check
+from proxy.cli.cloudflare import cloudflare
 from proxy.cli.keys import keys
 from proxy.cli.looking import logs, route, top
 from proxy.cli.migrations import migrate
@@ -33,6 +34,7 @@ for command in (demo, serve, check, route, logs, top, setup):
     app.command()(command)
 app.add_typer(keys, name="keys")
 app.add_typer(migrate, name="migrate")
+app.add_typer(cloudflare, name="cloudflare")
 
 
 def main() -> None:
