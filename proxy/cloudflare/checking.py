@@ -141,7 +141,7 @@ async def _tls(host: Host) -> Step:
     channel: ssl.SSLObject = writer.get_extra_info("ssl_object")
     certificate = channel.getpeercert() or {}
     writer.transport.abort()
-    names = ", ".join(str(name) for _, name in certificate.get("subjectAltName", ()))  # type: ignore[misc, str-unpack]
+    names = ", ".join(str(name) for _, name in certificate.get("subjectAltName", ()))  # type: ignore[str-unpack]
     return Step(TLS, OK, f"{channel.version()}, for {names}, until {certificate.get('notAfter')}")
 
 
@@ -179,12 +179,14 @@ async def _postgres(way: Tunnel, database: Database) -> Step:
         return Step(POSTGRESQL, FAILED, what, remedy)
     finally:
         hello.close()
-    if answer[:1] and answer[0] in (BE_AUTHENTICATION, BE_ERROR):
-        error = error_fields(answer, 0, len(answer)) if answer[0] == BE_ERROR else {}
-        said = f", and says {error.get('M')} ({error.get('C')})" if error else ""
-        inside = f"{hello.version} inside the tunnel" if hello.version else "in clear inside the tunnel"
-        refused = Step(POSTGRESQL, FAILED, f"answers {inside}{said}", "see pg_hba.conf, and PostgreSQL's log")
-        return refused if error else Step(POSTGRESQL, OK, f"answers {inside}")
+    inside = f"{hello.version} inside the tunnel" if hello.version else "in clear inside the tunnel"
+    kind = answer[0] if answer else 0
+    if kind == BE_AUTHENTICATION:
+        return Step(POSTGRESQL, OK, f"answers {inside}")
+    if kind == BE_ERROR:
+        said = error_fields(answer, 0, len(answer))
+        what = f"refuses {user}, {inside}: {said.get('M')} ({said.get('C')})"
+        return Step(POSTGRESQL, FAILED, what, "look at pg_hba.conf: cloudflared comes from its own address")
     what = "what answers is not PostgreSQL" if answer else "the connection ends without an answer"
     return Step(POSTGRESQL, FAILED, what, "look at the service of the ingress rule, and at PostgreSQL's log")
 

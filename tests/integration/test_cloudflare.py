@@ -143,14 +143,9 @@ def test_everything_goes_through_the_tunnel_and_is_encrypted_in_it(
                 " WHERE client_port IS NOT NULL AND usename LIKE ANY ('{app%,sluice%}')"
             ).fetchall()
             assert {("app_rw", True), ("app_ro", True), ("sluice_control", True)} == set(users)
+            logged = "SELECT count(*) FROM sluice.api_access_logs WHERE key_id = %s AND event = 'statement'"
             wait_until(
-                lambda: (
-                    superuser.execute(
-                        "SELECT count(*) FROM sluice.api_access_logs WHERE key_id = %s AND event = 'statement'",
-                        (key_id,),
-                    ).fetchone()
-                    >= (4,)
-                ),  # type: ignore[operator]
+                lambda: _number(superuser, logged, key_id) >= 4,
                 message="the access log is COPYed through the tunnel too",
             )
             # Told by NOTIFY, long before the cache of 30 s forgets.
@@ -159,6 +154,12 @@ def test_everything_goes_through_the_tunnel_and_is_encrypted_in_it(
         wait_until(lambda: _ended(client), 5.0, "the revoked key's session ends")
         assert time.monotonic() - began < 5.0
     assert health(proxy)["status"] == "ready"
+
+
+def _number(connection: psycopg.Connection[Any], statement: str, *arguments: object) -> int:
+    row = connection.execute(statement, arguments).fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def _ended(client: psycopg.Connection[Any]) -> bool:
@@ -209,7 +210,8 @@ def test_what_a_reset_tells_whom(rig: Rig, edge: RunningEdge, start: Start) -> N
         told = _result(writer)
         assert told is not None and told.error_field(psycopg.pq.DiagnosticField.SQLSTATE) == b"08006"
         again = _result(reader)
-        assert again is not None and again.get_value(0, 0) == b"7", again.error_message
+        assert again is not None
+        assert again.get_value(0, 0) == b"7", again.error_message
         assert _result(reader) is None
         assert idle.execute("SELECT 2").fetchone() == (2,)
         assert reader.execute("SELECT 3").fetchone() == (3,)
@@ -225,11 +227,8 @@ def _result(connection: psycopg.Connection[Any]) -> psycopg.pq.abc.PGresult | No
 
 def _waiting(rig: Rig) -> int:
     with rig.installation.superuser().connect() as connection:
-        row = connection.execute(
-            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND usename LIKE 'app%'"
-        ).fetchone()
-    assert row is not None
-    return int(row[0])
+        waiting = "wait_event_type = 'Lock' AND usename LIKE ANY ('{app%%}')"
+        return _number(connection, f"SELECT count(*) FROM pg_stat_activity WHERE {waiting}")
 
 
 def test_resets_at_random_under_work(rig: Rig, pair: Pair, start: Start) -> None:
@@ -332,6 +331,54 @@ def test_clients_are_told_too(rig: Rig, edge: RunningEdge, start: Start) -> None
         assert "UPSTREAM_UNAVAILABLE" in detail and "no cloudflared is connected" in detail
         edge.answers("")
         wait_until(lambda: health(proxy)["status"] == "ready")
+
+
+def checked(proxy: Proxy, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "proxy", "cloudflare", "check", "-c", str(proxy.config), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_the_way_is_checked_step_by_step(rig: Rig, edge: RunningEdge, tmp_path: Path) -> None:
+    hosts = {"databases": {DATABASE: {"hosts": [host(rig, edge.port)]}}}
+    proxy = Proxy(rig.installation, tmp_path, hosts)
+    found = checked(proxy, "--json")
+    assert found.returncode == 0, found.stdout + found.stderr
+    (only,) = json.loads(found.stdout)["hosts"]
+    assert [(step["step"], step["status"]) for step in only["steps"]] == [
+        (name, "ok") for name in ("DNS", "TLS", "token", "upgrade", "PostgreSQL", "round trip")
+    ]
+    told = {step["step"]: step["what"] for step in only["steps"]}
+    assert told["PostgreSQL"] == "answers TLSv1.3 inside the tunnel"
+    assert "localhost" in told["TLS"] and told["round trip"].endswith(" ms")
+    assert TOKEN[1] not in found.stdout + found.stderr
+
+
+@pytest.mark.parametrize(
+    ("answer", "ended"),
+    [("forbidden", "token"), ("login", "token"), ("no-cloudflared", "upgrade"), ("no-postgres", "upgrade")],
+)
+def test_the_step_that_fails_is_told_with_its_remedy(
+    rig: Rig, edge: RunningEdge, tmp_path: Path, answer: str, ended: str
+) -> None:
+    hosts = {"databases": {DATABASE: {"hosts": [host(rig, edge.port)]}}}
+    edge.answers(answer)
+    found = checked(Proxy(rig.installation, tmp_path, hosts))
+    assert found.returncode == 1, found.stdout + found.stderr
+    head, *lines = found.stdout.splitlines()
+    assert head == f"host tunnel, localhost:{edge.port}, of database app"
+    at = next(number for number, line in enumerate(lines) if " failed " in line)
+    assert lines[at].split()[0] == ended and lines[at + 1].startswith(" " * 20)
+    assert all(" ok " in line for line in lines[:at]) and all("not tried" in line for line in lines[at + 2 :])
+    assert TOKEN[1] not in found.stdout + found.stderr
+
+
+def test_a_database_without_tunnels_and_a_wrong_configuration(rig: Rig, tmp_path: Path) -> None:
+    proxy = Proxy(rig.installation, tmp_path)
+    assert checked(proxy).stdout == "no host has transport: cloudflare\n"
+    proxy.config.write_text("databases: {app: {hosts: [{transport: pigeon}]}}")
+    wrong = checked(proxy, "--json")
+    assert wrong.returncode == 3
+    assert "transport" in json.loads(wrong.stdout)["problems"][0]["path"]
 
 
 def test_a_million_rows_arrive_as_they_are(rig: Rig, edge: RunningEdge, start: Start) -> None:
