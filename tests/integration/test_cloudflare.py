@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +197,7 @@ def test_what_a_reset_tells_whom(rig: Rig, edge: RunningEdge, start: Start) -> N
     rig.installation.execute("CREATE TABLE IF NOT EXISTS public.held (id integer)")
     rig.installation.execute("GRANT SELECT, INSERT ON public.held TO sluice_readwrite, sluice_readonly")
     with ExitStack() as stack:
-        idle, writer, reader = (stack.enter_context(one.connect()) for _ in range(3))
+        idle, writer, reader = (stack.enter_context(closing(one.connect())) for _ in range(3))
         for each in (idle, writer, reader):
             each.execute("SELECT 1")
         locker = stack.enter_context(rig.installation.superuser().connect(autocommit=False))
