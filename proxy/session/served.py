@@ -96,6 +96,7 @@ class Served:
             _BALANCE[settings.pools["readonly"].balance],
             settings.health.max_lag,
         )
+        self.tunnelled = {host.name for host in settings.hosts if host.transport == "cloudflare"}
         self._ways = {host.name: way_to(host) for host in settings.hosts}
         self.controls = {host.name: self._control(host) for host in settings.hosts}
         self.health = Health(

@@ -55,6 +55,9 @@ _MAX_SAMPLES = 600
 _HURRY = 0.2
 """Seconds between rounds while there is no primary: writes wait for what they find."""
 
+_HURRY_FAR = 1.0
+"""The same where opening a connection is a request that somebody on the way counts: Cloudflare limits their rate."""
+
 _LEAST_PAUSE = 0.05
 """Seconds between rounds at least, however many alarms come."""
 
@@ -114,6 +117,8 @@ class Health:
         self._samples: deque[tuple[float, int]] = deque(maxlen=_MAX_SAMPLES)
         self._sampled: Host | None = None
         self._under_way: dict[str, _Probe] = {}
+        # When each host was asked last.
+        self._asked_at: dict[str, float] = {}
         # What each standby answered last.
         self._answers: dict[str, _Answer] = {}
         self._alarmed = asyncio.Event()
@@ -170,7 +175,8 @@ class Health:
         hurry = self._cluster.primary is None
         for host in hosts:
             probe = self._under_way.get(host.name)
-            if probe is None and host.breaker.allows(now, hurry and not host.is_unfit):
+            if probe is None and host.breaker.allows(now, hurry and self._may_hurry(host, now)):
+                self._asked_at[host.name] = now
                 task = spawn(self._ask(host), f"probe {host.name}")
                 self._under_way[host.name] = _Probe(task, now)
         waiting = [self._under_way[host.name].task for host in hosts if host.name in self._under_way]
@@ -178,6 +184,11 @@ class Health:
             await asyncio.wait(waiting, timeout=patience)
         for host in hosts:
             self._note_silence(host)
+
+    def _may_hurry(self, host: Host, now: float) -> bool:
+        """Tell whether the host may be asked before its breaker would have it."""
+        pause = _HURRY_FAR if self._controls[host.name].way.slow_to_open else 0.0
+        return not host.is_unfit and now - self._asked_at.get(host.name, -pause) >= pause
 
     def _note_silence(self, host: Host) -> None:
         """Count the silence of a host whose answer has not come: as one failure for each `patience` of it."""

@@ -153,7 +153,9 @@ def test_everything_goes_through_the_tunnel_and_is_encrypted_in_it(
         began = time.monotonic()
         wait_until(lambda: _ended(client), 5.0, "the revoked key's session ends")
         assert time.monotonic() - began < 5.0
-    assert health(proxy)["status"] == "ready"
+    told = health(proxy)
+    assert told["status"] == "ready"
+    assert told["tunnel"] == {"hosts": ["tunnel"], "connected": True, "error": ""}
 
 
 def _number(connection: psycopg.Connection[Any], statement: str, *arguments: object) -> int:
@@ -236,7 +238,7 @@ def test_resets_at_random_under_work(rig: Rig, pair: Pair, start: Start) -> None
     proxy = start(host(rig, edge.port))
     one = login(rig, proxy)
     answered = failed = 0
-    end = time.monotonic() + 5.0
+    end = time.monotonic() + 3.0
     while time.monotonic() < end:
         try:
             with one.connect() as client:
@@ -381,9 +383,10 @@ def test_a_database_without_tunnels_and_a_wrong_configuration(rig: Rig, tmp_path
     assert "transport" in json.loads(wrong.stdout)["problems"][0]["path"]
 
 
-def test_a_million_rows_arrive_as_they_are(rig: Rig, edge: RunningEdge, start: Start) -> None:
+@pytest.mark.parametrize("rows", [100_000, pytest.param(1_000_000, marks=pytest.mark.long)])
+def test_rows_arrive_as_they_are(rig: Rig, edge: RunningEdge, start: Start, rows: int) -> None:
     proxy = start(host(rig, edge.port))
-    statement = "SELECT i, md5(i::text) FROM generate_series(1, 1000000) i"
+    statement = f"SELECT i, md5(i::text) FROM generate_series(1, {rows}) i"
     with login(rig, proxy).connect() as client, rig.installation.superuser().connect() as direct:
         assert _digest(client, f"COPY ({statement}) TO STDOUT") == _digest(
             direct, f"COPY ({statement}) TO STDOUT"

@@ -253,6 +253,17 @@ async def test_silence_counts_as_a_failure_each_second_and_opens_the_breaker(rig
     assert rig.cluster.primary is None and rig.cluster.replicas == [rig.hosts["two"]]
 
 
+async def test_a_tunnel_that_leads_nowhere_is_not_asked_for_in_a_hurry(rig: Rig) -> None:
+    for fake in rig.fakes.values():
+        fake.down = True
+    rig.fakes["one"].way.slow_to_open = True
+    for _ in range(20):
+        await rig.probe(0.2)
+    one, two = rig.fakes["one"].asked, rig.fakes["two"].asked
+    assert two == 20, "nobody else could serve"
+    assert one <= 7, "a few until the breaker opens, then one a second"
+
+
 @pytest.mark.parametrize("slow", [True, False])
 async def test_a_way_that_is_slow_to_open_gets_the_time_that_it_needs(rig: Rig, slow: bool) -> None:
     # Eight round trips of 0.3 s, where an answer is waited for no longer than one second.
