@@ -83,6 +83,11 @@ class Relay:
                     self._delivering = False
                     self._websocket.heard_at = time.monotonic()
         except ConnectionClosed as ended:
+            if ended.sent is not None and not ended.rcvd_then_sent:
+                log.warning(
+                    "tunnel to %s: the other side broke the protocol: %s; closed", self._address, ended.sent
+                )
+                return
             # Without a Close frame is how tunnels end (1006).
             log.debug("tunnel to %s ended: %s", self._address, ended)
         except OSError:

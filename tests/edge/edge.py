@@ -113,10 +113,10 @@ class Edge:
         """Go on."""
         self._passes.set()
 
-    def say(self, text: str) -> None:
-        """Send a text message on every connection: none of PostgreSQL's."""
+    def say(self, text: str, opcode: int = TEXT, times: int = 1) -> None:
+        """Send a message that PostgreSQL didn't on every connection."""
         for tunnel in self._tunnels:
-            tunnel.send(TEXT, text.encode())
+            tunnel.send(opcode, text.encode() * times)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

@@ -18,6 +18,7 @@ from proxy.tunnel import TunnelError, relay, websocket
 from tests.certificates import Authority, Pair
 from tests.edge.answers import ANSWERS
 from tests.edge.edge import LARGEST, Edge
+from tests.edge.frames import BINARY
 from tests.tunnel.conftest import TOKEN, Begin
 
 
@@ -159,6 +160,18 @@ async def test_text_is_dropped(begin: Begin, echo: int) -> None:
     edge.say("not PostgreSQL's")
     assert await exchange(sock, b"bytes") == b"bytes"
     assert edge.seen.counts["texts"] == 0
+    sock.close()
+
+
+async def test_a_message_without_end_is_not_gathered(
+    begin: Begin, echo: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    edge, way = await begin(echo)
+    sock = await way.dial()
+    await exchange(sock, b"before")
+    edge.say("x", BINARY, websocket.LARGEST_MESSAGE + 1)
+    assert await end_of(sock) == b""
+    assert "broke the protocol" in caplog.text
     sock.close()
 
 
