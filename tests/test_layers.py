@@ -23,7 +23,8 @@ LAYERS = """
     preflight
     session
     admin http
-    board app
+    board snapshots upkeep app
+    serving
     embedded migrate setup keys keychecks keyprint keytool logreader deploy explain top demo
     options
     cloudflare
