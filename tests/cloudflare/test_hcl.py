@@ -14,7 +14,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from proxy.cloudflare.hcl import Block, Expression, document, quoted, strings
+from proxy.cloudflare.hcl import Block, Expression, Value, document, quoted, strings
 from proxy.errors import SluiceError
 
 
@@ -35,8 +35,8 @@ def _templates(literal: str) -> bool:
     return any(mark in literal.replace("$${", "").replace("%%{", "") for mark in ("${", "%{"))
 
 
-# Without backslashes and %%{: python-hcl2 looks for the end behind two backslashes, and knows no %%%{. Terraform does, see the last
-# test.
+# Without backslashes and %%{: python-hcl2 misses the end behind two backslashes, and knows no %%%{. Terraform does,
+# see the last test.
 @settings(deadline=None)
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\\")))
 @example('a"b')
@@ -82,7 +82,7 @@ def test_an_expression_that_breaks_out_is_not_written() -> None:
 
 def test_layout_is_that_of_terraform_fmt() -> None:
     inner = Block("lifecycle", (), (("create_before_destroy", True),))
-    body = (
+    body: tuple[tuple[str, Value] | Block, ...] = (
         ("a", "x"),
         ("long_name", 1),
         ("of", {"k": "v", "kk": [1, 2]}),

@@ -377,7 +377,7 @@ def test_a_file_that_appears_meanwhile_is_kept(monkeypatch: pytest.MonkeyPatch) 
         os_link(name, place)
 
     os_link = os.link
-    monkeypatch.setattr(documents.os, "link", appears)
+    monkeypatch.setattr("os.link", appears)
     with pytest.raises(FileExistsError):
         documents.write_all(Path("out"), [documents.File("a", "ours")], replace=False)
     assert [path.name for path in Path("out").iterdir()] == ["a"]
