@@ -392,6 +392,24 @@ def test_a_directory_in_the_way_is_told_before_anything_is_written() -> None:
     assert not Path("out/a").exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot read own.yaml: No such file"),
+        (b"\xff", "own.yaml is not UTF-8 text"),
+        (b"databases: [", "not valid YAML"),
+        (b"databases: {app: {colour: red}}", "databases.app.colour"),
+    ],
+)
+def test_a_configuration_that_is_wrong_is_told(content: bytes | None, message: str) -> None:
+    if content is not None:
+        Path("own.yaml").write_bytes(content)
+    result = run(*ANSWERS, "-c", "own.yaml")
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    assert message in result.stderr
+    assert not Path("cloudflare").exists()
+
+
 @pytest.mark.parametrize("missing", range(len(ANSWERS)))
 def test_what_is_missing_is_named_where_nobody_can_be_asked(missing: int) -> None:
     flag = ANSWERS[missing].partition("=")[0]
