@@ -23,7 +23,7 @@ LAYERS = """
     preflight
     session
     admin http
-    board app
+    board reloading app
     embedded migrate setup keys keychecks keyprint keytool logreader deploy explain top demo
     options cli __main__
 """

@@ -146,6 +146,13 @@ class Recent:
         # How many statements each one that was read stood for in the last batch.
         self.weight = 1.0
 
+    def serve(self, databases: list[str]) -> None:
+        """Go on with these databases; what is known of those that were there before stays."""
+        pasts = self._pasts
+        self._pasts = {name: pasts[name] if name in pasts else Past() for name in databases}
+        self._first = self._pasts[databases[0]]
+        self._sessions = {}
+
     def add(self, rows: bytes, number: i64, events: list[int], now: float) -> None:
         """Take in a batch of `number` rows; at the offsets `events` are those that aren't statements."""
         for event_at in events:
