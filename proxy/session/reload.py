@@ -31,7 +31,7 @@ from proxy.upstream.login import Login, connect, is_passing
 log = logging.getLogger(__name__)
 
 _TRY_FOR: Final = 5.0
-"""Seconds for which a login that is refused is tried again: a replica may not have replayed its ALTER ROLE yet."""
+"""Seconds for which a login that a standby refuses is tried again: it may not have replayed the ALTER ROLE yet."""
 
 _AGAIN: Final = 0.25
 
@@ -130,7 +130,7 @@ class Preparation:
     async def _meet(self, newcomer: Newcomer, place: model.Host, ready: Ready, log_in: LogIn) -> None:
         """Ask a host that comes what it is, and whether its rights are as they have to be."""
         host = newcomer.host
-        if not await self._answers(host.name, newcomer.control, lambda each: introduce(host, each)):
+        if not await self._answers(host, newcomer.control, lambda each: introduce(host, each)):
             return
         others = [each for each in self._cluster.hosts if each.name in ready.contexts and each.system]
         if others and host.system != others[0].system:
@@ -138,25 +138,24 @@ class Preparation:
                 f"host {host.name} belongs to another cluster than {others[0].name}: their system identifiers differ"
             )
         await self._vet(host.name, newcomer.control, ready.settings)
-        await self._try_logins(ready.settings.pools, place, newcomer.tls, log_in)
+        await self._try_logins(host, [log_in(place, pool, newcomer.tls) for pool in ready.settings.pools])
 
     async def _ask_again(self, host: Host, place: model.Host, ready: Ready, log_in: LogIn) -> None:
         """Ask a host that stays what has to be known of the logins that are new."""
         changes = ready.changes
         control = ready.controls.get(host.name) or self._controls[host.name]
-        if changes.control and not await self._answers(host.name, control, _nothing):
+        if changes.control and not await self._answers(host, control, _nothing):
             return
         if changes.pools_added:
             await self._vet(host.name, control, ready.settings)
-        await self._try_logins(
-            [*changes.pools_added, *changes.passwords], place, self._tls[host.name], log_in
-        )
+        pools = [*changes.pools_added, *changes.passwords]
+        await self._try_logins(host, [log_in(place, pool, self._tls[host.name]) for pool in pools])
 
     async def _answers(
-        self, name: str, control: Control, ask: Callable[[asyncpg.Connection[Any]], Awaitable[None]]
+        self, host: Host, control: Control, ask: Callable[[asyncpg.Connection[Any]], Awaitable[None]]
     ) -> bool:
         """Tell whether the host answers under the control login; raises ReloadError where it refuses that."""
-        deadline = time.monotonic() + _TRY_FOR
+        deadline = _deadline(host)
         while True:
             try:
                 async with control.connection() as connection:
@@ -164,10 +163,12 @@ class Preparation:
                     return True
             except UpstreamUnavailable as error:
                 if not _is_refusal(error):
-                    log.warning("database %s: host %s doesn't answer yet (%s)", self._name, name, error.extra)
+                    log.warning(
+                        "database %s: host %s doesn't answer yet (%s)", self._name, host.name, error.extra
+                    )
                     return False
-                if time.monotonic() > deadline:
-                    raise ReloadError(f"host {name} refuses the control login: {error.extra}") from None
+                if time.monotonic() >= deadline:
+                    raise ReloadError(f"host {host.name} refuses the control login: {error.extra}") from None
             await asyncio.sleep(_AGAIN)
 
     async def _vet(self, name: str, control: Control, settings: model.Database) -> None:
@@ -181,35 +182,34 @@ class Preparation:
         if found:
             raise BypassError({name: found})
 
-    async def _try_logins(
-        self, pools: Mapping[str, model.Pool] | list[str], place: model.Host, tls: ServerTls, log_in: LogIn
-    ) -> None:
-        """Log in once for each pool; raises ReloadError where the host refuses one."""
-        tried: set[tuple[str, str]] = set()
-        for pool in pools:
-            login = log_in(place, pool, tls)
-            if (login.user, login.password) not in tried:
-                tried.add((login.user, login.password))
-                await self._try(login, place.name, pool)
+    async def _try_logins(self, host: Host, logins: list[Login]) -> None:
+        """Log in once as each user; raises ReloadError where the host refuses one."""
+        for login in {(each.user, each.password): each for each in logins}.values():
+            await self._try(host, login)
 
-    async def _try(self, login: Login, host: str, pool: str) -> None:
-        deadline = time.monotonic() + _TRY_FOR
+    async def _try(self, host: Host, login: Login) -> None:
+        deadline = _deadline(host)
         while True:
             try:
                 server = await connect(login, lambda _: None)
             except HostUnavailable as error:
-                log.warning("database %s: host %s doesn't answer now (%s)", self._name, host, error.extra)
+                log.warning(
+                    "database %s: host %s doesn't answer now (%s)", self._name, host.name, error.extra
+                )
                 return
             except ClientError as error:
-                if time.monotonic() > deadline:
+                if time.monotonic() >= deadline:
                     why = error.extra or error.message
-                    raise ReloadError(
-                        f"host {host} refuses the login of pool {pool} ({login.user}): {why}"
-                    ) from None
+                    raise ReloadError(f"host {host.name} refuses the login {login.user}: {why}") from None
                 await asyncio.sleep(_AGAIN)
             else:
                 server.close()
                 return
+
+
+def _deadline(host: Host) -> float:
+    is_primary = host.up and not host.in_recovery
+    return time.monotonic() + (0.0 if is_primary else _TRY_FOR)
 
 
 async def _nothing(connection: asyncpg.Connection[Any]) -> None:
