@@ -141,6 +141,12 @@ class Proxy:
             cancel=self._cancel,
             stats=self.stats,
         )
+        store = config.auth.rate_limit_store
+        if store is not None:
+            # Imported where it is used: it takes 30 ms and 15 MB.
+            from proxy.auth.permits import PermitStore
+
+            self.gate.permits = PermitStore(store.get_secret_value())
         self._console = Console(
             Site(
                 self.served,
@@ -218,6 +224,8 @@ class Proxy:
             await served.close_control()
         if self._http is not None:
             await self._http.close()
+        if self.gate.permits is not None:
+            await self.gate.permits.close()
         log.info("drained")
 
     def _shut_down(self, wait_for_clients: bool) -> None:
@@ -348,6 +356,8 @@ class Proxy:
             spool=SpoolSnapshot(spool.rows, spool.bytes, spool.segments, spool.unreadable)
             if spool is not None
             else SpoolSnapshot(),
+            permits_up=self.gate.permits is None or self.gate.permits.up,
+            permit_failures=self.gate.permits.failures if self.gate.permits is not None else 0,
         )
 
     async def _listen(self) -> None:

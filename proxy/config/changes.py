@@ -23,6 +23,7 @@ _FIXED: Final[tuple[Path, ...]] = (
     ("workers",),
     ("auth", "keys"),
     ("auth", "keys_file"),
+    ("auth", "rate_limit_store"),
     ("identity", "mode"),
     ("access_log", "sinks"),
     ("access_log", "statements"),

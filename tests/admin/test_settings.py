@@ -58,6 +58,7 @@ def test_what_needs_a_restart_is_told() -> None:
         "http.port",
         "auth.keys",
         "auth.keys_file",
+        "auth.rate_limit_store",
         "identity.mode",
         "databases.app.database",
         "databases.app.pool_mode",

@@ -55,6 +55,7 @@ BEFORE = changed()
         ("workers", 2),
         ("auth.keys", "file"),
         ("auth.keys_file", "/tmp/keys"),
+        ("auth.rate_limit_store", "redis://127.0.0.1"),
         ("identity.mode", "off"),
         ("access_log.sinks", ["stdout"]),
         ("access_log.statements", "none"),
