@@ -68,7 +68,7 @@ class PermitStore:
     async def close(self) -> None:
         """Close the connections."""
         await stop(self._recovery)
-        await self._storage.bridge.get_connection().aclose()  # type: ignore[union-attr]
+        await self._storage.bridge.get_connection().aclose()  # type: ignore[attr-defined]
 
     async def _ask(self, bucket: LeasedBucket, key_id: str, count: int) -> None:
         item = RateLimitItemPerMinute(bucket.per_minute)

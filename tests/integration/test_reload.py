@@ -97,15 +97,15 @@ def reload(operator: Login) -> list[str]:
 
 def shown(operator: Login, subject: str) -> list[tuple[Any, ...]]:
     with operator.connect() as connection:
-        return connection.execute(f"SHOW {subject}").fetchall()  # type: ignore[call-overload, no-any-return]
+        return connection.execute(f"SHOW {subject}").fetchall()
 
 
 def setting(operator: Login, key: str) -> str:
-    return next(row[1] for row in shown(operator, "CONFIG") if row[0] == key)
+    return {row[0]: str(row[1]) for row in shown(operator, "CONFIG")}[key]
 
 
 def value(connection: psycopg.Connection[Any], statement: str) -> Any:
-    row = connection.execute(statement).fetchone()  # type: ignore[call-overload]
+    row = connection.execute(statement).fetchone()
     assert row is not None
     return row[0]
 
@@ -408,7 +408,7 @@ def hammering(login: Login, statement: str) -> Iterator[list[float]]:
         try:
             with login.connect() as connection:
                 while not ending.is_set():
-                    connection.execute(statement)  # type: ignore[call-overload]
+                    connection.execute(statement)
                     done.append(time.monotonic())
                     time.sleep(0.002)
         except BaseException as failure:
