@@ -366,6 +366,24 @@ def test_keys_are_still_heard_of_behind_another_control_login(
         installation.execute(f"ALTER ROLE sluice_control PASSWORD '{old}'")
 
 
+def test_a_pause_outlasts_a_reload(
+    own: Proxy, operator: Login, application: Login, installation: Installation
+) -> None:
+    with application.connect() as client, operator.connect() as commands:
+        commands.execute("PAUSE")
+        edit(own, hosts(lambda all_: all_[0].update(tls={"mode": "disable"})))
+        edit(own, app(pools={"readonly": {"user": "app_rw", "password": installation.passwords["app_rw"]}}))
+        assert reload(operator) == []
+        answers: list[Any] = []
+        thread = threading.Thread(target=lambda: answers.append(value(client, "SELECT 1")))
+        thread.start()
+        thread.join(0.5)
+        assert not answers
+        commands.execute("RESUME")
+        thread.join(10.0)
+        assert answers == [1]
+
+
 # -- databases
 
 
