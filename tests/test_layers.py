@@ -23,7 +23,7 @@ LAYERS = """
     preflight
     session
     admin http
-    board snapshots upkeep app
+    board snapshots upkeep reloading app
     serving
     embedded migrate setup keys keychecks keyprint keytool logreader cloudflare deploy explain top demo
     options cli __main__
