@@ -159,12 +159,14 @@ def test_it_serves_as_the_unit_says_and_as_nobody(image: Path, installation: Ins
         words = settings[setting].replace("/opt/", f"{image}/opt/").replace("/etc/pgsluice", str(etc))
         return [*before, *shlex.split(words)]
 
-    subprocess.run(command("ExecStartPre"), cwd="/", env=environment(), check=True, timeout=60)
+    subprocess.run(
+        command("ExecStartPre"), cwd="/", env=environment(HOME="/nonexistent"), check=True, timeout=60
+    )
     with (image / "stderr").open("wb") as errors:
         serving = subprocess.Popen(
             command("ExecStart"),
             cwd="/",
-            env=environment(),
+            env=environment(HOME="/nonexistent"),
             stdout=errors,
             stderr=errors,
             stdin=subprocess.DEVNULL,
