@@ -50,6 +50,8 @@ def take(databases: Mapping[str, Served], gate: Gate, access_log: AccessLog, rea
         ],
         access_log=access_log.sinks,
         spool=_spool(access_log),
+        permits_up=gate.permits is None or gate.permits.up,
+        permit_failures=gate.permits.failures if gate.permits is not None else 0,
     )
 
 
@@ -82,7 +84,7 @@ def _host(database: str, served: Served, host: Host) -> HostSnapshot:
         response_time=host.response_time if host.up else None,
         lag=host.lag if host.up and host.in_recovery else None,
         error=host.last_error,
-        tunnelled=host.name in served.tunnelled,
+        tunnelled=served.is_tunnelled(host.name),
     )
 
 

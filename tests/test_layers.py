@@ -24,12 +24,10 @@ LAYERS = """
     preflight
     session
     admin http
-    board snapshots upkeep app
+    board snapshots upkeep reloading app
     serving
-    embedded migrate setup keys keychecks keyprint keytool logreader deploy explain top demo
-    options
-    cloudflare
-    cli __main__
+    embedded migrate setup keys keychecks keyprint keytool logreader cloudflare deploy explain top demo
+    options cli __main__
 """
 RANK = {name: rank for rank, row in enumerate(LAYERS.split("\n")) for name in row.split()}
 PURE = {"wire", "query"}

@@ -22,8 +22,9 @@ class Security:
         self.mode = mode
         self.context = context
 
-    def reload(self) -> None:
-        """Read the files again that it was made from."""
+    def read(self) -> ssl.SSLContext | None:
+        """Read the files again that it was made from; returns what is to be `context`."""
+        return self.context
 
 
 async def ask_for_tls(sock: socket.socket, tls: Security, encrypted: bool = False) -> ssl.SSLContext | None:

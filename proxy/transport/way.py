@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from proxy.transport import tcp
 from proxy.transport.asking import SHUTDOWN_TIMEOUT, Security, ask_for_tls
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
+Contexts: TypeAlias = "tuple[ssl.SSLContext | None, ...]"
 
 
 class Way:
@@ -71,6 +73,10 @@ class Way:
         """Return the event loop for a library that connects to `host` and `port` by itself."""
         return asyncio.get_running_loop()
 
-    def reload(self) -> None:
-        """Read certificates again, for connections to come; raises OSError or TlsError and keeps what was."""
-        self.tls.reload()
+    def read(self) -> Contexts:
+        """Read certificates again; returns what `renew` takes. Raises TlsError."""
+        return (self.tls.read(),)
+
+    def renew(self, contexts: Contexts) -> None:
+        """Encrypt connections to come by what was read."""
+        self.tls.context = contexts[0]

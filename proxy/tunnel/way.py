@@ -10,7 +10,7 @@ from proxy.config import Host, ServiceToken
 from proxy.tasks import spawn
 from proxy.transport.asking import Security
 from proxy.transport.tls import ServerTls
-from proxy.transport.way import Way
+from proxy.transport.way import Contexts, Way
 from proxy.tunnel.relay import Relay, near_end
 from proxy.tunnel.websocket import open_websocket, outer_context
 
@@ -54,10 +54,16 @@ class Tunnel(Way):
         """Return an event loop whose TCP connections go through the tunnel, for asyncpg."""
         return cast("asyncio.AbstractEventLoop", _Loop(asyncio.get_running_loop(), self))
 
-    def reload(self) -> None:
-        """Read certificates again; the outer ones too."""
-        super().reload()
-        self.context = outer_context()
+    def read(self) -> Contexts:
+        """Read certificates again, the outer ones too."""
+        return (*super().read(), outer_context())
+
+    def renew(self, contexts: Contexts) -> None:
+        """Encrypt connections to come by what was read."""
+        super().renew(contexts)
+        outer = contexts[1]
+        assert outer is not None
+        self.context = outer
 
 
 class _Loop:

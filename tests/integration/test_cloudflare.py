@@ -7,6 +7,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -270,6 +271,21 @@ def test_silence_is_found_out_and_the_way_back_too(rig: Rig, edge: RunningEdge, 
         wait_until(lambda: health(proxy)["status"] == "ready", message="the host is back")
     with login(rig, proxy).connect() as client:
         assert client.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_a_token_is_exchanged_by_a_reload(rig: Rig, edge: RunningEdge, start: Start) -> None:
+    proxy = start(host(rig, edge.port))
+    with login(rig, proxy).connect() as client:
+        client.execute("SELECT 1")
+        edge.do(lambda each: setattr(each, "token", ("4567.access", "the-next-one")))
+        edge.do(Edge.reset)
+        wait_until(lambda: "the service token was not accepted (403)" in errors(proxy)["tunnel"])
+        written = proxy.config.read_text().replace(TOKEN[0], "4567.access").replace(TOKEN[1], "the-next-one")
+        proxy.config.write_text(written)
+        proxy.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: health(proxy)["status"] == "ready")
+        assert client.execute("SELECT 2").fetchone() == (2,)
+    assert "the-next-one" not in proxy.errors.read_text()
 
 
 @pytest.fixture

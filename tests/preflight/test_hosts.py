@@ -113,7 +113,11 @@ def test_the_way_to_a_host() -> None:
 
 
 def test_the_way_through_a_tunnel() -> None:
-    tunnel = {"host": "localhost", "transport": "cloudflare", "tls": HostTls(mode="verify-full")}
+    tunnel: dict[str, Any] = {
+        "host": "localhost",
+        "transport": "cloudflare",
+        "tls": HostTls(mode="verify-full"),
+    }
     (open_to_all,) = of_one(looked("a", {**PRIMARY, "tls": "TLSv1.3"}, **tunnel))
     assert open_to_all.severity == WARNING and "there is no service_token" in open_to_all.what
     token = ServiceToken(id="i", secret=SecretStr("s"))
