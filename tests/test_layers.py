@@ -21,7 +21,7 @@ LAYERS = """
     transport
     upstream
     preflight
-    session
+    session processes
     admin http
     board snapshots upkeep app
     serving

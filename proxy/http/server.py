@@ -57,8 +57,9 @@ async def start(
     health: Health,
     access: Access | None = None,
     tell: Tell | None = None,
+    sockets: list[socket.socket] | None = None,
 ) -> HttpServer:
-    """Listen on each address of `host` and serve.
+    """Serve on each address of `host`, or at `sockets`, which are closed at the end.
 
     `render_metrics` gets the header Accept and returns body and content type; `health` returns what JSON can
     hold. With `access` and `tell` there is a dashboard: who may see it, and what it shows of a database. Raises
@@ -89,7 +90,7 @@ async def start(
         limit_concurrency=_MAX_CONNECTIONS,
         timeout_graceful_shutdown=_CLOSE_TIMEOUT,
     )
-    sockets = await _listen(host, port)
+    sockets = sockets or await listen(host, port)
     server = QuietServer(config)
     running = HttpServer(server, sockets, tasks.spawn(server.serve(sockets), "http server"))
     shown = f"[{running.host}]" if ":" in running.host else running.host
@@ -97,7 +98,7 @@ async def start(
     return running
 
 
-async def _listen(host: str, port: int) -> list[socket.socket]:
+async def listen(host: str, port: int) -> list[socket.socket]:
     """Return a listening socket for each address of `host`, all on one port. Raises HttpBindError.
 
     An address that this machine lacks, as ::1 of `localhost` without IPv6, is left out if there is another.

@@ -58,6 +58,8 @@ _WRITE_USAGE = 5.0
 _LAST_USAGE = 2.0
 _RETRY = 1.0
 _MAINTENANCE = 0.1
+# Seconds for which a process that takes no more clients keeps a server connection that nobody uses.
+_RETIRED_IDLE = 1.0
 
 
 class Served:
@@ -207,6 +209,20 @@ class Served:
     def watch_slow(self, seconds: float) -> None:
         """Tell the log of statements that take so long; 0 for none."""
         self.database.slow_us = int(seconds * 1e6) if seconds > 0.0 else NEVER
+
+    def retire(self) -> None:
+        """Keep no more server connections than sessions use: another process opens its own meanwhile."""
+        for pool in self.pools():
+            limits = pool.limits
+            pool.limits = PoolLimits(
+                0,
+                limits.maximum,
+                limits.acquire_timeout,
+                _RETIRED_IDLE,
+                limits.max_lifetime,
+                limits.max_uses,
+                limits.strict,
+            )
 
     async def stop(self) -> None:
         """End the tasks and close every server connection that is idle."""
