@@ -12,6 +12,7 @@ from typing import Any
 
 from proxy.admin.console import Console
 from proxy.admin.site import Site
+from proxy.auth.shared_limits import SharedLimits
 from proxy.board import Board
 from proxy.config import Config, Http, Listen, ListenTls
 from proxy.errors import ShuttingDown
@@ -23,8 +24,9 @@ from proxy.observe.metrics import Metrics
 from proxy.observe.snapshot import Snapshot
 from proxy.observe.stats import ProxyStats
 from proxy.processes.inherited import Place
-from proxy.processes.peers import PeerError, Peers
+from proxy.processes.peers import Handler, PeerError, Peers
 from proxy.processes.runtime import Runtime
+from proxy.processes.shares import share_of
 from proxy.processes.sockets import HTTP, Sockets
 from proxy.session.arrival import admit
 from proxy.session.cancel import cancel_server
@@ -37,11 +39,12 @@ from proxy.transport import tcp
 from proxy.transport.tls import ListenerTls, TlsError
 from proxy.upkeep import Upkeep
 from proxy.upstream.server import Server
+from proxy.whole import Whole
 
 log = logging.getLogger(__name__)
 
 # Sections that are read once.
-_RESTART = ("http", "auth", "identity", "access_log")
+_RESTART = ("http", "workers", "auth", "identity", "access_log")
 
 _DRAIN_STEP = 0.05
 _CLOSE_LOG = 5.0
@@ -51,8 +54,11 @@ class Proxy:
     """One process: its listeners, databases and background work."""
 
     def __init__(self, config: Config, place: Place = Place(), sockets: Sockets | None = None) -> None:  # noqa: B008
-        self._config = self._latest = config
+        # What was read last is the whole's; the limits that hold here are this worker's part.
+        self._latest = config
+        self._config = config = share_of(config, place)
         self.place = place
+        self._whole: Whole | None = None
         self.sockets = sockets or Sockets()
         self._peers: Peers | None = None
         self.draining = False
@@ -65,7 +71,7 @@ class Proxy:
         buffer = self.access_log.buffer
         self.stats = ProxyStats()
         self.served = {
-            name: Served(name, settings, config, buffer, self.stats)
+            name: Served(name, settings, config, buffer, self.stats, place.is_first)
             for name, settings in config.databases.items()
         }
         self.sessions = Sessions(_cancel_abandoned, place.number)
@@ -80,17 +86,16 @@ class Proxy:
             cancel=self._cancel,
             stats=self.stats,
         )
-        self._console = Console(
-            Site(
-                self.served,
-                self.gate,
-                buffer,
-                config,
-                latest=lambda: self._latest,
-                reload=lambda: self.reload(self.read()),
-                shutdown=self._shut_down,
-            )
+        self._site = Site(
+            self.served,
+            self.gate,
+            buffer,
+            self._latest,
+            latest=lambda: self._latest,
+            reload=lambda: self.reload(self.read()),
+            shutdown=self._shut_down,
         )
+        self._console = Console(self._site)
         self.gate.console = self._console.enter
         self._upkeep = Upkeep(self.served, self.gate, buffer, self._console.tick)
         self._leaving: asyncio.Task[None] | None = None
@@ -139,7 +144,19 @@ class Proxy:
     async def meet(self, runtime: Runtime) -> None:
         """Answer the other processes that meet there; raises SluiceError."""
         self._peers = Peers(runtime, self.place.number)
-        await self._peers.listen({"cancel": self._cancel_for_peer})
+        handlers: dict[str, Handler] = {"cancel": self._cancel_for_peer, "blocked": self._tell_blocked}
+        if self.place.workers > 1:
+            self.gate.limits = SharedLimits(runtime.limits)
+            self._whole = whole = Whole(
+                self.place, self._peers, self._site, self._take_snapshot, self._read_batch
+            )
+            self._site.others = whole
+            handlers |= whole.handlers
+            if not self.place.is_first:
+                self.access_log.on_batch = whole.pass_on
+        await self._peers.listen(handlers)
+        if self._whole is not None:
+            await self._whole.follow()
 
     async def retire(self) -> None:
         """Take no more clients, for another process does; let those who are here go on for drain_timeout."""
@@ -228,6 +245,7 @@ class Proxy:
         Hosts, logins and ports need a restart; where they differ, the log says so. Returns where that is.
         """
         self._latest = config
+        config = share_of(config, self.place)
         configure(config.logging)
         self.access_log.reopen()
         self._reload_tls(config.listen.tls)
@@ -254,7 +272,10 @@ class Proxy:
             log.error("clients get the certificate they got before: %s", error)
 
     def ready(self) -> bool:
-        """Tell whether clients can be served."""
+        """Tell whether clients can be served, by every worker."""
+        return self.snapshot().ready if self._whole is not None else self._is_ready()
+
+    def _is_ready(self) -> bool:
         if self.draining or not (self._listeners or self._retired):
             return False
         return all(served.ready() for served in self.served.values())
@@ -264,8 +285,11 @@ class Proxy:
         return health(self.snapshot())
 
     def snapshot(self) -> Snapshot:
-        """Return the facts of this moment, for the metrics."""
-        return take(self.served, self.gate, self.access_log, self.ready())
+        """Return the facts of this moment, for the metrics: those of all workers, as far as they were asked."""
+        return self._whole.snapshot() if self._whole is not None else self._take_snapshot()
+
+    def _take_snapshot(self) -> Snapshot:
+        return take(self.served, self.gate, self.access_log, self._is_ready())
 
     async def _http_sockets(self, settings: Http) -> list[socket.socket]:
         sockets = await self.sockets.http(settings.host, settings.port)
@@ -276,7 +300,8 @@ class Proxy:
 
     async def _serve_http(self, settings: Http, sockets: list[socket.socket]) -> None:
         metrics = Metrics(self.snapshot)
-        self._board = board = Board(self.snapshot, self.served, self.access_log, self.stats)
+        refresh = self._whole.refresh if self._whole is not None else None
+        self._board = board = Board(self.snapshot, self.served, self.access_log, self.stats, refresh)
         board.start()
         self._http = await http_server.start(
             settings.host,
@@ -287,6 +312,7 @@ class Proxy:
             board.access,
             board.tell,
             sockets,
+            refresh,
         )
 
     async def _close_http(self) -> None:
@@ -304,11 +330,18 @@ class Proxy:
             await self._upkeep.cancel(pid, secret)
             return
         try:
-            await self._peers.ask(number, "cancel", pid=pid, secret=secret.hex())
+            await self._peers.ask(number, "cancel", {"pid": pid, "secret": secret.hex()})
         except PeerError:
             # A number that nobody has: the answer is the same as to a wrong secret.
             self.stats.cancels += 1
             self.stats.cancels_refused += 1
+
+    async def _tell_blocked(self, question: dict[str, Any], data: bytes) -> str:
+        return self.blocked
+
+    def _read_batch(self, rows: bytes, number: int, events: list[int]) -> None:
+        if self._board is not None:
+            self._board.read(rows, number, events)
 
     async def _cancel_for_peer(self, question: dict[str, Any], data: bytes) -> None:
         await self._upkeep.cancel(int(question["pid"]), bytes.fromhex(question["secret"]))

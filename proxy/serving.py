@@ -4,6 +4,8 @@ serve → Proxy.start: probe hosts → read keys and functions → listen
       → SIGHUP: read the configuration again
       → SIGUSR2: start a successor, which inherits the sockets; once it serves, end with the last client here
       → SIGTERM: stop accepting → let transactions finish → flush the access log → end
+
+With several workers each is such a process, and one more supervises them: that one hands over, and hears of a shutdown.
 """
 
 from __future__ import annotations
@@ -13,23 +15,27 @@ import gc
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import uvloop
 
-from proxy.app import Proxy
 from proxy.config import Config, ConfigError, from_environment, load, refuse_unavailable
 from proxy.errors import SluiceError
 from proxy.logs import configure
 from proxy.processes import notify
 from proxy.processes.inherited import Inherited, Place, inherited
+from proxy.processes.runtime import Runtime
 from proxy.processes.sockets import Sockets
 from proxy.processes.succession import Succession
+from proxy.supervisor import LEFT, RETIRE, SHUTDOWN, Supervisor
 from proxy.tasks import spawn
 
 log = logging.getLogger(__name__)
+
+Read = Callable[[], Config]
 
 
 def run(config_path: Path | None) -> int:
@@ -45,11 +51,14 @@ def run(config_path: Path | None) -> int:
     try:
         config = read()
         configure(config.logging)
-        uvloop.run(serve(config, read, given))
+        if given.place is not None:
+            return uvloop.run(work(config, read, given, given.place))
+        if config.workers > 1:
+            return uvloop.run(Supervisor(config, given).run())
+        return uvloop.run(serve(config, read, given))
     except SluiceError as error:
         given.tell_failed(str(error))
         raise
-    return 0
 
 
 def _read(config_path: Path | None) -> Config:
@@ -59,20 +68,19 @@ def _read(config_path: Path | None) -> Config:
     )
 
 
-async def serve(config: Config, read: Callable[[], Config], given: Inherited) -> None:
+async def serve(config: Config, read: Read, given: Inherited) -> int:
     """Run the proxy until SIGTERM, SIGINT or the end of a handover; `read` gives the configuration anew."""
+    # A supervisor carries none of it.
+    from proxy.app import Proxy
+
     sockets = Sockets(given.sockets, given.fixed)
     succession = Succession(sockets, given.runtime)
     instance = Proxy(config, Place(numbers=succession.take(1)), sockets)
     ending = asyncio.Event()
-    loop = asyncio.get_running_loop()
 
     def reload() -> None:
         notify.reloading()
-        try:
-            instance.reload(read())
-        except ConfigError as error:
-            log.error("reload refused, the old configuration stays: %s", error)
+        _reload(instance.reload, read)
         notify.notify(notify.READY)
 
     def end() -> None:
@@ -83,10 +91,8 @@ async def serve(config: Config, read: Callable[[], Config], given: Inherited) ->
         if await succession.hand_over(instance.meet, instance.blocked):
             ending.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, end)
-    loop.add_signal_handler(signal.SIGHUP, reload)
-    loop.add_signal_handler(signal.SIGUSR2, lambda: spawn(hand_over(), "hand over"))
+    _handle(end, reload)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, lambda: spawn(hand_over(), "hand over"))
     instance.read = read
     instance.end = end
     await instance.prepare()
@@ -107,6 +113,71 @@ async def serve(config: Config, read: Callable[[], Config], given: Inherited) ->
         notify.notify(notify.STOPPING)
     await instance.drain()
     succession.close()
+    return 0
+
+
+async def work(config: Config, read: Read, given: Inherited, place: Place) -> int:
+    """Run one worker until SIGTERM, or until the supervisor says that another process takes its clients."""
+    from proxy.app import Proxy
+
+    assert given.runtime is not None
+    instance = Proxy(config, place, Sockets(given.sockets, fixed=True))
+    ending = asyncio.Event()
+    retiring = False
+
+    def end() -> None:
+        instance.hurry()
+        ending.set()
+
+    def leave(alone: bool) -> None:
+        # Of a shutdown the supervisor tells the other workers; who waits for its own clients goes alone.
+        given.tell(LEFT if alone else SHUTDOWN)
+        end()
+
+    async def heed() -> None:
+        """Do what the supervisor says; without it there is nobody who would start another worker."""
+        nonlocal retiring
+        reader, _ = await asyncio.open_unix_connection(sock=socket.socket(fileno=os.dup(given.report)))
+        while said := (await reader.readline()).decode().strip():
+            if said == RETIRE:
+                retiring = True
+                ending.set()
+        end()
+
+    _handle(end, lambda: _reload(instance.reload, read))
+    asyncio.get_running_loop().add_signal_handler(
+        signal.SIGUSR2, log.warning, "a worker hands nothing over: send SIGUSR2 to process %d", os.getppid()
+    )
+    heeding = spawn(heed(), "heed the supervisor")
+    instance.read = read
+    instance.end = lambda: leave(instance.draining)
+    await instance.prepare()
+    await instance.meet(Runtime(given.runtime))
+    if given.patient:
+        await instance.until_ready()
+    await instance.open_door()
+    given.tell_ready()
+    _leave_alone_what_stays()
+    await ending.wait()
+    if retiring:
+        await instance.retire()
+    await instance.drain()
+    heeding.cancel()
+    return 0
+
+
+def _handle(end: Callable[[], None], reload: Callable[[], None]) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end)
+    loop.add_signal_handler(signal.SIGHUP, reload)
+
+
+def _reload(reload: Callable[[Config], object], read: Read) -> None:
+    try:
+        reload(read())
+    except ConfigError as error:
+        log.error("reload refused, the old configuration stays: %s", error)
 
 
 def _leave_alone_what_stays() -> None:

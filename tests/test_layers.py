@@ -23,8 +23,8 @@ LAYERS = """
     preflight
     session processes
     admin http
-    board snapshots upkeep app
-    serving
+    board snapshots upkeep whole app
+    supervisor serving
     embedded migrate setup keys keychecks keyprint keytool logreader deploy explain top demo
     options cli __main__
 """

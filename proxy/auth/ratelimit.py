@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final, final
+from typing import Final
 
 _MINUTE: Final = 60.0
 
 
-@final
 class TokenBucket:
     """Allows `per_minute` takes at once, and as many again, evenly, in each minute after.
 
@@ -17,8 +16,8 @@ class TokenBucket:
 
     def __init__(self, per_minute: int, now: float) -> None:
         self.per_minute = per_minute
-        self._tokens: float = float(per_minute)
-        self._filled = now
+        self.tokens: float = float(per_minute)
+        self.filled = now
 
     def take(self, now: float, count: int = 1) -> float:
         """Take `count` tokens; returns 0.0, or the seconds until there will be one, and then takes nothing.
@@ -26,10 +25,10 @@ class TokenBucket:
         `now` is in seconds of a monotonic clock; a step back counts as no time.
         """
         rate = self.per_minute / _MINUTE
-        if now > self._filled:
-            self._tokens = min(float(self.per_minute), self._tokens + (now - self._filled) * rate)
-            self._filled = now
-        if self._tokens >= 1.0:
-            self._tokens -= float(count)
+        if now > self.filled:
+            self.tokens = min(float(self.per_minute), self.tokens + (now - self.filled) * rate)
+            self.filled = now
+        if self.tokens >= 1.0:
+            self.tokens -= float(count)
             return 0.0
-        return (1.0 - self._tokens) / rate if self.per_minute > 0 else _MINUTE
+        return (1.0 - self.tokens) / rate if self.per_minute > 0 else _MINUTE

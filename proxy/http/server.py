@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from uvicorn import Server
 
     from proxy.http.access import Access
-    from proxy.http.app import Health, Ready, RenderMetrics
+    from proxy.http.app import Health, Ready, Refresh, RenderMetrics
     from proxy.http.dashboard import Tell
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 # Connections at a time, far above what scrapes and probes need: more are answered 503.
 _MAX_CONNECTIONS: Final = 100
 _CLOSE_TIMEOUT: Final = 2
+# Seconds in which a connection that was accepted last gets its request through.
+_LINGER: Final = 0.1
 
 
 class HttpBindError(SluiceError):
@@ -45,6 +47,11 @@ class HttpServer:
 
     async def close(self) -> None:
         """Stop listening, let answers that have begun finish for two seconds, and wait for the end."""
+        if self._server.started:
+            for listening in self._server.servers:
+                listening.close()
+            # uvicorn closes what it has accepted and not read yet.
+            await asyncio.sleep(_LINGER)
         self._server.should_exit = True
         await asyncio.wait({self._task})
 
@@ -58,6 +65,7 @@ async def start(
     access: Access | None = None,
     tell: Tell | None = None,
     sockets: list[socket.socket] | None = None,
+    refresh: Refresh | None = None,
 ) -> HttpServer:
     """Serve on each address of `host`, or at `sockets`, which are closed at the end.
 
@@ -79,7 +87,7 @@ async def start(
 
     dashboard = Dashboard(access, tell) if access is not None and tell is not None else None
     config = Config(
-        with_security_headers(make_app(render_metrics, ready, health, dashboard)),
+        with_security_headers(make_app(render_metrics, ready, health, dashboard, refresh)),
         http="h11",
         ws="none",
         lifespan="off",

@@ -14,6 +14,7 @@ import json
 import logging
 import struct
 from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 from proxy import errors
@@ -69,7 +70,12 @@ class Peers:
         await stop(*self._answering)
 
     async def ask(
-        self, number: int, what: str, data: bytes = b"", *, patience: float | None = PATIENCE, **about: object
+        self,
+        number: int,
+        what: str,
+        about: Mapping[str, object] = MappingProxyType({}),
+        data: bytes = b"",
+        patience: float | None = PATIENCE,
     ) -> Any:
         """Return what the process `number` answers; `patience` is in seconds, None without an end.
 

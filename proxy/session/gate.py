@@ -11,6 +11,7 @@ from typing import Protocol
 from proxy.auth.key import Key
 from proxy.auth.keystore import KeyStore
 from proxy.auth.ratelimit import TokenBucket
+from proxy.auth.shared_limits import SharedLimits
 from proxy.errors import ClientError
 from proxy.observe.stats import ProxyStats
 from proxy.session.database import Database
@@ -59,6 +60,8 @@ class Gate:
     logins: set[Unfinished] = field(default_factory=set)
     unproven: Unproven[Unfinished] = field(default_factory=Unproven)
     buckets: dict[str, TokenBucket] = field(default_factory=dict)
+    # What keys have left in all workers, where there are several.
+    limits: SharedLimits | None = None
 
     def bucket(self, key: Key) -> TokenBucket | None:
         """Return the key's token bucket, shared by its sessions; None where it has no limit."""
@@ -66,6 +69,10 @@ class Gate:
             return None
         bucket = self.buckets.get(key.id)
         if bucket is None or bucket.per_minute != key.rate_limit_per_minute:
-            bucket = TokenBucket(key.rate_limit_per_minute, time.monotonic())
+            now = time.monotonic()
+            if self.limits is None:
+                bucket = TokenBucket(key.rate_limit_per_minute, now)
+            else:
+                bucket = self.limits.bucket(key.id, key.rate_limit_per_minute, now)
             self.buckets[key.id] = bucket
         return bucket

@@ -72,7 +72,9 @@ class Served:
         config: model.Config,
         access: AccessBuffer,
         stats: ProxyStats,
+        is_first: bool = True,
     ) -> None:
+        """Begin with nothing connected; of several workers the first does what has to be done once."""
         self.name = name
         self._settings = settings
         self._signed = config.identity.mode == "signed"
@@ -130,7 +132,7 @@ class Served:
             reading.knows = self.keys.knows
         self.watch_slow(config.access_log.slow_query)
         self.access_table = AccessTable(self._primary_control)
-        self._logs_to_table = config.access_log.sinks.count("table") > 0
+        self._makes_partitions = is_first and config.access_log.sinks.count("table") > 0
         self._functions: frozenset[tuple[str, str, str]] = frozenset()
         self._listens = config.auth.keys == "database"
         self._signing = Signing(self.database, self.controls)
@@ -150,7 +152,7 @@ class Served:
         kept = [(self._refresh_functions, _REFRESH_FUNCTIONS), (self._refresh_signer, _REFRESH_SIGNER)]
         if self._listens:
             kept.append((self._write_usage, _WRITE_USAGE))
-        if self._logs_to_table:
+        if self._makes_partitions:
             kept.append((self._ensure_partitions, _REFRESH_PARTITIONS))
         if self._signed:
             kept.append((self._watch_rights, _WATCH_RIGHTS))
