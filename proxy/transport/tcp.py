@@ -111,8 +111,9 @@ async def bound(
 
 
 def listen(sock: socket.socket) -> None:
-    """Have the kernel take connections, where it doesn't yet."""
-    sock.listen(_BACKLOG)
+    """Have the kernel take connections, where it doesn't yet: who opened the socket may have chosen how many wait."""
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        sock.listen(_BACKLOG)
 
 
 async def _to_listen_at(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
