@@ -15,7 +15,7 @@ from proxy.admin.site import Site
 from proxy.auth.shared_limits import SharedLimits
 from proxy.board import Board
 from proxy.config import Config, Http, Listen, ListenTls
-from proxy.errors import ShuttingDown
+from proxy.errors import ShuttingDown, SluiceError, reason
 from proxy.http import server as http_server
 from proxy.logs import configure
 from proxy.observe.destinations import open_access_log
@@ -119,8 +119,8 @@ class Proxy:
         self._keeper = spawn(self._upkeep.run(), "look after clients")
 
     async def until_ready(self) -> None:
-        """Wait until each database can be served."""
-        while not all(served.ready() for served in self.served.values()):
+        """Wait until each database can be served, or until the end."""
+        while not all(served.ready() for served in self.served.values()) and not self._hurried:
             await asyncio.sleep(_DRAIN_STEP)
 
     async def open_door(self) -> None:
@@ -154,6 +154,10 @@ class Proxy:
             handlers |= whole.handlers
             if not self.place.is_first:
                 self.access_log.on_batch = whole.pass_on
+        try:
+            self.access_log.share_lines(runtime.directory)
+        except OSError as error:
+            raise SluiceError(f"{runtime.directory}: {reason(error)}") from None
         await self._peers.listen(handlers)
         if self._whole is not None:
             await self._whole.follow()

@@ -26,6 +26,7 @@ from proxy.config import Config, ConfigError, from_environment, load, refuse_una
 from proxy.errors import SluiceError
 from proxy.logs import configure
 from proxy.processes import notify
+from proxy.processes.children import OPEN, PREPARED
 from proxy.processes.inherited import Inherited, Place, inherited
 from proxy.processes.runtime import Runtime
 from proxy.processes.sockets import Sockets
@@ -79,6 +80,10 @@ async def serve(config: Config, read: Read, given: Inherited) -> int:
     ending = asyncio.Event()
 
     def reload() -> None:
+        if succession.done:
+            # The service is the new process's.
+            _reload(instance.reload, read)
+            return
         notify.reloading()
         _reload(instance.reload, read)
         notify.notify(notify.READY)
@@ -100,10 +105,11 @@ async def serve(config: Config, read: Read, given: Inherited) -> int:
         await instance.meet(succession.runtime)
     if given.patient:
         await instance.until_ready()
-    await instance.open_door()
-    print(f"listening on {', '.join(instance.addresses)}", file=sys.stderr, flush=True)
-    given.tell_ready()
-    notify.notify(notify.READY)
+    if not ending.is_set():
+        await instance.open_door()
+        print(f"listening on {', '.join(instance.addresses)}", file=sys.stderr, flush=True)
+        given.tell_ready()
+        notify.notify(notify.READY)
     _leave_alone_what_stays()
     await ending.wait()
     await succession.give_up()
@@ -123,10 +129,12 @@ async def work(config: Config, read: Read, given: Inherited, place: Place) -> in
     assert given.runtime is not None
     instance = Proxy(config, place, Sockets(given.sockets, fixed=True))
     ending = asyncio.Event()
+    opening = asyncio.Event()
     retiring = False
 
     def end() -> None:
         instance.hurry()
+        opening.set()
         ending.set()
 
     def leave(alone: bool) -> None:
@@ -139,7 +147,9 @@ async def work(config: Config, read: Read, given: Inherited, place: Place) -> in
         nonlocal retiring
         reader, _ = await asyncio.open_unix_connection(sock=socket.socket(fileno=os.dup(given.report)))
         while said := (await reader.readline()).decode().strip():
-            if said == RETIRE:
+            if said == OPEN:
+                opening.set()
+            elif said == RETIRE:
                 retiring = True
                 ending.set()
         end()
@@ -155,8 +165,11 @@ async def work(config: Config, read: Read, given: Inherited, place: Place) -> in
     await instance.meet(Runtime(given.runtime))
     if given.patient:
         await instance.until_ready()
-    await instance.open_door()
-    given.tell_ready()
+        given.tell(PREPARED)
+        await opening.wait()
+    if not ending.is_set():
+        await instance.open_door()
+        given.tell_ready()
     _leave_alone_what_stays()
     await ending.wait()
     if retiring:

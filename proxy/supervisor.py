@@ -11,13 +11,14 @@ import logging
 import signal
 import sys
 import time
-from typing import Final
+from collections.abc import Coroutine, Iterable
+from typing import Any, Final
 
 from proxy.config import Config
 from proxy.errors import SluiceError
 from proxy.http import server as http_server
 from proxy.processes import children, notify
-from proxy.processes.children import Child, StartError
+from proxy.processes.children import OPEN, PREPARED, READY, Child, StartError
 from proxy.processes.inherited import Inherited, Place
 from proxy.processes.peers import PeerError, Peers
 from proxy.processes.runtime import Runtime
@@ -95,11 +96,12 @@ class Supervisor:
     # -- workers
 
     async def _start_all(self) -> None:
-        started = [self._start(index, self._given.patient) for index in range(self._config.workers)]
-        outcomes = await asyncio.gather(*started, return_exceptions=True)
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome
+        patient = self._given.patient
+        await _all(self._start(index, patient) for index in range(self._config.workers))
+        if patient:
+            for worker in self._workers.values():
+                worker.tell(OPEN)
+            await _all(self._ready(index) for index in range(self._config.workers))
         self._keepers = [spawn(self._keep(index), f"worker {index}") for index in range(self._config.workers)]
 
     async def _start(self, index: int, patient: bool) -> None:
@@ -111,12 +113,15 @@ class Supervisor:
         self._workers[index] = worker
         if self._ending:
             worker.signal(signal.SIGTERM)
+        await self._ready(index, PREPARED if patient else READY)
+        log.info("worker %d is process %d", index, worker.pid)
+
+    async def _ready(self, index: int, word: str = READY) -> None:
         try:
-            await worker.ready()
+            await self._workers[index].ready(word)
         except StartError:
             self._workers.pop(index, None)
             raise
-        log.info("worker %d is process %d", index, worker.pid)
 
     async def _keep(self, index: int) -> None:
         """Start the worker again whenever it dies, until it is to end."""
@@ -192,6 +197,13 @@ class Supervisor:
         print(f"listening on {', '.join(places)} with {count} workers", file=sys.stderr, flush=True)
         self._given.tell_ready()
         notify.notify(notify.READY)
+
+
+async def _all(starts: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Wait for all of them; raises the first one's error."""
+    for outcome in await asyncio.gather(*starts, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome
 
 
 async def _already_met(runtime: Runtime) -> None:

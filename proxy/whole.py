@@ -20,11 +20,14 @@ from proxy.errors import WrongState
 from proxy.observe.merging import ended, from_plain, merged, to_plain
 from proxy.observe.snapshot import Snapshot
 from proxy.processes.inherited import Place
-from proxy.processes.peers import Handler, PeerError, Peers
+from proxy.processes.peers import PATIENCE, Handler, PeerError, Peers
 from proxy.session.sessions import worker_of
 from proxy.tasks import spawn
 
 log = logging.getLogger(__name__)
+
+_SOON = 1.0
+"""Seconds for a worker's snapshot: who asks for metrics or whether we are ready doesn't wait for one that hangs."""
 
 _FACTS: TypeAdapter[Facts] = TypeAdapter(Facts)
 _FIGURES: TypeAdapter[dict[str, Figures]] = TypeAdapter(dict[str, Figures])
@@ -68,7 +71,7 @@ class Whole:
 
     async def refresh(self) -> None:
         """Ask the others for their snapshots."""
-        told = await self._all("snapshot")
+        told = await self._all("snapshot", patience=_SOON)
         for number, answer in zip(self._others, told, strict=True):
             if isinstance(answer, dict):
                 began, snapshot = answer["began"], from_plain(answer["snapshot"])
@@ -149,12 +152,14 @@ class Whole:
 
     # -- answers
 
-    async def _all(self, what: str, about: Mapping[str, object] = MappingProxyType({})) -> Sequence[Any]:
+    async def _all(
+        self, what: str, about: Mapping[str, object] = MappingProxyType({}), patience: float = PATIENCE
+    ) -> Sequence[Any]:
         """Return what each of the others answers, or the PeerError."""
 
         async def one(number: int) -> Any:
             try:
-                return await self._peers.ask(number, what, about)
+                return await self._peers.ask(number, what, about, patience=patience)
             except PeerError as error:
                 log.debug("%s: %s", what, error)
                 return error

@@ -16,6 +16,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
@@ -284,6 +285,11 @@ class AccessLog:
                 log.error(
                     "access log: %s can't be opened again, the old file goes on: %s", name, reason(error)
                 )
+
+    def share_lines(self, directory: Path) -> None:
+        """Mix no line with one of another process; all of them have this directory. Raises OSError."""
+        for name, writer in self._lines.items():
+            writer.share(directory / f"{name}.lines")
 
     async def close(self, timeout: float = 5.0) -> None:
         """Flush for the last time and wait for the sinks, at most `timeout` seconds."""

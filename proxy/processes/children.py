@@ -23,6 +23,11 @@ from proxy.processes.sockets import Named
 READY_WITHIN: Final = 60.0
 """Seconds for a process to begin to serve: each of several hosts may take connect_timeout, 5 s, to answer."""
 
+PREPARED: Final = "prepared"
+READY: Final = "ready"
+OPEN: Final = "open"
+"""What a worker of a successor says, and hears: none of them takes clients before all can serve."""
+
 _STEP: Final = 0.02
 
 
@@ -51,8 +56,8 @@ class Child:
         except (OSError, ValueError):
             return ""
 
-    async def ready(self) -> None:
-        """Wait until it serves; raises StartError, and then it has ended."""
+    async def ready(self, word: str = READY) -> None:
+        """Wait until it says `word`, that it serves; raises StartError, and then it has ended."""
         try:
             async with asyncio.timeout(READY_WITHIN):
                 said = await self.hear()
@@ -61,7 +66,7 @@ class Child:
         except asyncio.CancelledError:
             await self.kill()
             raise
-        if said == "ready":
+        if said == word:
             return
         code = await self.kill() if said else await self.ended()
         raise StartError(said.removeprefix("failed ") or f"it ended with exit code {code}")

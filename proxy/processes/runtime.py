@@ -3,7 +3,7 @@
     pgsluice-ab12cd34/            mode 700; made by the first process, and removed by the last
         3.lock                    held by the process whose number this is
         3.sock                    where it answers
-        limits                    what its workers share
+        limits, stdout.lines      what its workers share, and what they hold while they write lines
 
 A number is part of the process id that a client is told for its cancel requests, so it stays with a process for life,
 and no two that live have the same.
