@@ -221,6 +221,32 @@ def test_twenty_times_under_load_nothing_fails(
     wait_until(lambda: len(line.alive()) == 1, message="the old processes end")
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_records_of_both_processes_are_in_the_table_once(
+    installation: Installation, tmp_path: Path, make_key: MakeKey, workers: int
+) -> None:
+    changes = {"workers": workers, "databases": {"app": {"pools": {"primary": {"max": 12}}}}}
+    with dynasty(installation, tmp_path, changes) as line:
+        key_id, key = make_key()
+        login = line.login(key_id, key)
+        for round_ in range(2):
+            connections = [login.connect() for _ in range(4)]
+            for number, connection in enumerate(connections):
+                for _ in range(25):
+                    connection.execute(f"SELECT pg_current_xact_id() AS record_{round_}_{number}")
+            line.hand_over()
+            for connection in connections:
+                connection.execute("SELECT 1")
+                connection.close()
+        wait_until(lambda: len(line.alive()) == 1, message="the old processes end")
+    with installation.superuser().connect() as connection:
+        found = connection.execute(
+            "SELECT count(*), count(DISTINCT id) FROM sluice.api_access_logs WHERE key_id = %s AND event = 'statement'",
+            (key_id,),
+        ).fetchone()
+    assert found == (208, 208)
+
+
 def test_sockets_of_systemd_are_used_and_passed_on(
     installation: Installation, tmp_path: Path, make_key: MakeKey
 ) -> None:

@@ -341,6 +341,8 @@ def test_a_worker_that_can_t_start_ends_the_start(installation: Installation, tm
     assert not line.said("Traceback"), line.tail()
 
 
+@pytest.mark.long
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("after", [3, 1])
 def test_workers_are_handed_over(
     installation: Installation, tmp_path: Path, make_key: MakeKey, after: int
@@ -362,6 +364,36 @@ def test_workers_are_handed_over(
                 for connection in staying:
                     assert connection.execute("SELECT 1").fetchone() == (1,)
         wait_until(lambda: len(line.alive()) == 1, message="the old ones end")
+
+
+def test_workers_stay_where_their_successors_can_t_serve(
+    installation: Installation, tmp_path: Path, make_key: MakeKey
+) -> None:
+    with dynasty(installation, tmp_path, {"workers": 2}) as line:
+        workers = line.workers()
+        line.config.write_text(line.config.read_text().replace("user: app_rw", "user: postgres"))
+        os.kill(line.pid, signal.SIGUSR2)
+        wait_until(lambda: line.said("no handover, this process goes on serving"), 40)
+        assert "pass by row-level security" in line.errors.read_text().partition("no handover")[2]
+        assert line.workers() == workers
+        with in_each(line.login(*make_key())) as connections:
+            for connection in connections:
+                assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_sigterm_during_a_handover_ends_all_workers(installation: Installation, tmp_path: Path) -> None:
+    line = Dynasty(installation, tmp_path, {"workers": 2})
+    line.start()
+    before = set(line.workers())
+    os.kill(line.pid, signal.SIGUSR2)
+    wait_until(lambda: set(line.workers()) - before, message="a new supervisor starts")
+    (new,) = set(line.workers()) - before
+    wait_until(lambda: psutil.Process(new).children(), message="its workers start")
+    processes = psutil.Process(line.pid).children(recursive=True)
+    line.process.send_signal(signal.SIGTERM)
+    assert line.process.wait(30) == 0, line.tail()
+    _, left = psutil.wait_procs(processes, 20)
+    assert not left, line.tail()
 
 
 def console(line: Dynasty, make_key: MakeKey) -> psycopg.Connection[Any]:
