@@ -11,6 +11,7 @@ With several workers each is such a process, and one more supervises them: that 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -19,10 +20,11 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvloop
 
-from proxy.config import Config, ConfigError, from_environment, load, refuse_unavailable
+from proxy.config import Config, from_environment, load, refuse_unavailable
 from proxy.errors import SluiceError
 from proxy.logs import configure
 from proxy.processes import notify
@@ -33,6 +35,9 @@ from proxy.processes.sockets import Sockets
 from proxy.processes.succession import Succession
 from proxy.supervisor import LEFT, RETIRE, SHUTDOWN, Supervisor
 from proxy.tasks import spawn
+
+if TYPE_CHECKING:
+    from proxy.app import Proxy
 
 log = logging.getLogger(__name__)
 
@@ -79,13 +84,13 @@ async def serve(config: Config, read: Read, given: Inherited) -> int:
     instance = Proxy(config, Place(numbers=succession.take(1)), sockets)
     ending = asyncio.Event()
 
-    def reload() -> None:
+    async def reload() -> None:
         if succession.done:
             # The service is the new process's.
-            _reload(instance.reload, read)
+            await _reload(instance)
             return
         notify.reloading()
-        _reload(instance.reload, read)
+        await _reload(instance)
         notify.notify(notify.READY)
 
     def end() -> None:
@@ -96,7 +101,7 @@ async def serve(config: Config, read: Read, given: Inherited) -> int:
         if await succession.hand_over(instance.meet, instance.blocked):
             ending.set()
 
-    _handle(end, reload)
+    _handle(end, lambda: spawn(reload(), "reload"))
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, lambda: spawn(hand_over(), "hand over"))
     instance.read = read
     instance.end = end
@@ -154,7 +159,7 @@ async def work(config: Config, read: Read, given: Inherited, place: Place) -> in
                 ending.set()
         end()
 
-    _handle(end, lambda: _reload(instance.reload, read))
+    _handle(end, lambda: spawn(_reload(instance), "reload"))
     asyncio.get_running_loop().add_signal_handler(
         signal.SIGUSR2, log.warning, "a worker hands nothing over: send SIGUSR2 to process %d", os.getppid()
     )
@@ -179,18 +184,17 @@ async def work(config: Config, read: Read, given: Inherited, place: Place) -> in
     return 0
 
 
-def _handle(end: Callable[[], None], reload: Callable[[], None]) -> None:
+def _handle(end: Callable[[], None], reload: Callable[[], object]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
     loop.add_signal_handler(signal.SIGHUP, reload)
 
 
-def _reload(reload: Callable[[Config], object], read: Read) -> None:
-    try:
-        reload(read())
-    except ConfigError as error:
-        log.error("reload refused, the old configuration stays: %s", error)
+async def _reload(instance: Proxy) -> None:
+    with contextlib.suppress(SluiceError):
+        # The log has said why.
+        await instance.reload()
 
 
 def _leave_alone_what_stays() -> None:

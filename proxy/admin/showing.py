@@ -73,7 +73,7 @@ class Showing:
         if command.subject == "version":
             return Table(VERSION, [(_version(),)])
         if command.subject == "config":
-            return settings(self.site.config, self.site.latest())
+            return settings(self.site.config())
         found = await facts(self.site, now, command.subject)
         if self.site.others is not None:
             found = merged([found, *await self.site.others.facts(command.subject)])

@@ -89,12 +89,12 @@ class SharedBucket(TokenBucket):
         try:
             at = limits.find(self._mark)
             if at >= 0:
-                self.tokens, self.filled = limits.read(at)
+                self._tokens, self._filled = limits.read(at)
             else:
                 at = -1 - at
-                self.tokens, self.filled = float(self.per_minute), now
+                self._tokens, self._filled = float(self.per_minute), now
             wait = super().take(now, count)
-            limits.write(at, self._mark, self.tokens, self.filled)
+            limits.write(at, self._mark, self._tokens, self._filled)
         finally:
             limits.unlock()
         return wait

@@ -65,6 +65,8 @@ def to_plain(snapshot: Snapshot) -> dict[str, Any]:
         "key_cache": [asdict(cache) for cache in snapshot.key_cache],
         "access_log": [asdict(sink) for sink in snapshot.access_log],
         "spool": asdict(snapshot.spool),
+        "permits_up": snapshot.permits_up,
+        "permit_failures": snapshot.permit_failures,
     }
 
 
@@ -88,6 +90,8 @@ def from_plain(given: Mapping[str, Any]) -> Snapshot:
         key_cache=[CacheSnapshot(**cache) for cache in given["key_cache"]],
         access_log=[SinkSnapshot(**sink) for sink in given["access_log"]],
         spool=SpoolSnapshot(**given["spool"]),
+        permits_up=given["permits_up"],
+        permit_failures=given["permit_failures"],
     )
 
 
@@ -131,6 +135,8 @@ def merged(snapshots: Sequence[Snapshot]) -> Snapshot:
             (sink for each in snapshots for sink in each.access_log), lambda sink: sink.name, _merged_sinks
         ),
         spool=_summed([each.spool for each in snapshots]),
+        permits_up=all(each.permits_up for each in snapshots),
+        permit_failures=sum(each.permit_failures for each in snapshots),
     )
 
 
@@ -153,6 +159,7 @@ def ended(snapshot: Snapshot) -> Snapshot:
         key_cache=[replace(cache, entries=0) for cache in snapshot.key_cache],
         access_log=[replace(sink, waiting=0, waiting_bytes=0, last_error="") for sink in snapshot.access_log],
         spool=replace(snapshot.spool, records=0, bytes=0, segments=0),
+        permits_up=True,
     )
 
 

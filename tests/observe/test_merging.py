@@ -20,6 +20,8 @@ from proxy.observe.snapshot import HostSnapshot, SinkSnapshot
 from proxy.observe.stats import Histogram, PoolStats, ProxyStats, Tally
 from tests.observe.snapshots import snapshot
 
+SAME = ("host", "build", "ready", "draining", "rate_limit_store_up")
+
 
 async def shown(made: object) -> list[str]:
     body, _ = await Metrics(lambda: made).render()  # type: ignore[arg-type, return-value]
@@ -55,7 +57,15 @@ async def test_numbers_are_added_up_and_what_stays_is_one() -> None:
     }
     assert once.keys() == twice.keys()
     for name, value in once.items():
-        same = name.startswith(("pgsluice_host", "pgsluice_build", "pgsluice_ready", "pgsluice_draining"))
+        same = name.startswith(
+            (
+                "pgsluice_host",
+                "pgsluice_build",
+                "pgsluice_ready",
+                "pgsluice_draining",
+                "pgsluice_rate_limit_store_up",
+            )
+        )
         assert twice[name] == (value if same else 2 * value), name
 
 
