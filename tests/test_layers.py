@@ -22,10 +22,10 @@ LAYERS = """
     tunnel
     upstream
     preflight
-    session
+    session processes
     admin http
-    board snapshots upkeep reloading app
-    serving
+    board snapshots upkeep reloading whole app
+    supervisor serving
     embedded migrate setup keys keychecks keyprint keytool logreader cloudflare deploy explain top demo
     options cli __main__
 """

@@ -258,7 +258,7 @@ class _LocalRelay:
         self._closing = asyncio.Event()
         way = way_to(host)
         assert isinstance(way, Tunnel)
-        (listening,) = await tcp.listening("127.0.0.1", 0)
+        (listening,) = await tcp.bound("127.0.0.1", 0)
         self.port = listening.getsockname()[1]
         self._ready.set()
         tasks: set[asyncio.Task[None]] = set()
