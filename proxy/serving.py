@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from proxy.config import Config, from_environment, load, refuse_unavailable
+from proxy.config import Config, from_environment, load
 from proxy.errors import SluiceError
 from proxy.logs import configure
 from proxy.processes import notify
@@ -69,9 +69,7 @@ def run(config_path: Path | None) -> int:
 
 def _read(config_path: Path | None) -> Config:
     """Return the configuration; raises ConfigError."""
-    return refuse_unavailable(
-        load(config_path, os.environ) if config_path is not None else from_environment(os.environ)
-    )
+    return load(config_path, os.environ) if config_path is not None else from_environment(os.environ)
 
 
 async def serve(config: Config, read: Read, given: Inherited) -> int:

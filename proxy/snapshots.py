@@ -85,6 +85,7 @@ def _host(database: str, served: Served, host: Host) -> HostSnapshot:
         response_time=host.response_time if host.up else None,
         lag=host.lag if host.up and host.in_recovery else None,
         error=host.last_error,
+        tunnelled=served.is_tunnelled(host.name),
     )
 
 

@@ -165,7 +165,7 @@ class ServiceToken(Section):
 
 
 class Host(Section):
-    """One server of a database. Its name defaults to host:port."""
+    """One server of a database. Its name defaults to host:port, and the port to 443 where `host` is a tunnel's name."""
 
     host: Name = "127.0.0.1"
     port: Port = 5432
@@ -174,6 +174,12 @@ class Host(Section):
     transport: Literal["tcp", "cloudflare"] = "tcp"
     service_token: ServiceToken | None = None
     tls: HostTls = DEFAULTS
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tunnels_port(cls, given: Any) -> Any:
+        tunnel = isinstance(given, dict) and given.get("transport") == "cloudflare"
+        return {**given, "port": 443} if tunnel and given.get("port") is None else given
 
     @field_validator("name")
     @classmethod

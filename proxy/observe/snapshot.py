@@ -51,6 +51,8 @@ class HostSnapshot:
     response_time: float | None = None
     lag: float | None = None
     error: str = ""
+    # It is reached through a Cloudflare tunnel.
+    tunnelled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,8 @@ from proxy.session.session import Session
 from proxy.session.signing import Signing
 from proxy.session.usage import write_usage
 from proxy.tasks import spawn, stop
-from proxy.transport.tls import ServerTls
+from proxy.transport.way import Way
+from proxy.tunnel import Tunnel, way_to
 from proxy.upstream.access_table import AccessTable
 from proxy.upstream.breaker import Breaker
 from proxy.upstream.cluster import LEAST_CONNECTIONS, RANDOM, ROUND_ROBIN, Cluster, Host
@@ -42,7 +43,7 @@ from proxy.upstream.control import Control
 from proxy.upstream.health import Health, Thresholds
 from proxy.upstream.login import Login, connect
 from proxy.upstream.names import Names
-from proxy.upstream.pool import Pool, PoolLimits
+from proxy.upstream.pool import SPREAD, Pool, PoolLimits
 from proxy.upstream.server import Server
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,9 @@ _RETRY = 1.0
 _MAINTENANCE = 0.1
 # Seconds for which a process that takes no more clients keeps a server connection that nobody uses.
 _RETIRED_IDLE = 1.0
+
+_SPREAD_FAR = 0.5
+"""Jitter of lifetimes where the way itself ends connections, and all at once: between half and all of the time."""
 
 
 class Served:
@@ -89,10 +93,8 @@ class Served:
             _BALANCE[settings.pools["readonly"].balance],
             settings.health.max_lag,
         )
-        self._tls = {host.name: ServerTls(host.tls) for host in settings.hosts}
-        self.controls = {
-            host.name: self._control(host, settings, self._tls[host.name]) for host in settings.hosts
-        }
+        self._ways = {host.name: way_to(host) for host in settings.hosts}
+        self.controls = {host.name: self._control(settings, self._ways[host.name]) for host in settings.hosts}
         self.health = Health(
             self.cluster,
             self.controls,
@@ -142,7 +144,8 @@ class Served:
 
         Raises BypassError where a pool's login could pass by row-level security.
         """
-        await self.health.probe()
+        slow = any(way.slow_to_open for way in self._ways.values())
+        await self.health.probe(self._settings.pool_defaults.connect_timeout if slow else 0.0)
         if self._bypassed:
             raise BypassError(self._bypassed)
         self._started = True
@@ -177,16 +180,16 @@ class Served:
         Raises SluiceError, and nothing has changed then.
         """
         ready = Ready(settings, changes)
-        preparation = Preparation(self.name, self.cluster, self.controls, self._tls, self._signed)
+        preparation = Preparation(self.name, self.cluster, self.controls, self._ways, self._signed)
 
-        def log_in(host: model.Host, pool: str, tls: ServerTls) -> Login:
-            return self._login(_host(host, settings.health), pool, settings.pools[pool], tls)
+        def log_in(pool: str, way: Way) -> Login:
+            return self._login(pool, settings.pools[pool], way)
 
         try:
             await preparation.prepare(
                 ready,
                 lambda host: _host(host, settings.health),
-                lambda host, tls: self._control(host, settings, tls),
+                lambda way: self._control(settings, way),
                 log_in,
             )
         except BaseException:
@@ -204,8 +207,8 @@ class Served:
         until = now + config.listen.drain_timeout
         before, self._settings = self._settings, ready.settings
         changes, settings, cluster = ready.changes, ready.settings, self.cluster
-        for name, context in ready.contexts.items():
-            self._tls[name].context = context
+        for name, contexts in ready.contexts.items():
+            self._ways[name].renew(contexts)
         leaving = self._exchange_hosts(ready)
         self._strict = config.identity.isolation == "strict"
         for host in cluster.hosts:
@@ -238,12 +241,12 @@ class Served:
             self.health.forget(host)
             self.controls.pop(host.name).retire()
             self._bypassed.pop(host.name, None)
-            del self._tls[host.name]
+            del self._ways[host.name]
         for name, control in ready.controls.items():
             self.controls[name].retire()
             self.controls[name] = control
         for name, newcomer in ready.newcomers.items():
-            self._tls[name] = newcomer.tls
+            self._ways[name] = newcomer.way
             self.controls[name] = newcomer.control
         hosts = {host.name: host for host in self.cluster.hosts if host not in gone}
         hosts |= {name: newcomer.host for name, newcomer in ready.newcomers.items()}
@@ -256,9 +259,9 @@ class Served:
         for name, pool in host.pools.items():
             settings = self._settings.pools[name]
             to_strict = self._strict and not pool.limits.strict
-            pool.limits = _limits(settings, self._strict)
+            pool.limits = _limits(settings, self._strict, self._ways[host.name])
             if name in changes.passwords or name in changes.logins:
-                self._logins[pool] = self._login(host, name, settings, self._tls[host.name])
+                self._logins[pool] = self._login(name, settings, self._ways[host.name])
                 pool.hope()
             if name in changes.passwords or to_strict:
                 # With isolation: strict, none may have served somebody before.
@@ -367,6 +370,10 @@ class Served:
         """Return what is in force of the configuration."""
         return self._settings
 
+    def is_tunnelled(self, host: str) -> bool:
+        """Tell whether the host of this name is reached through a Cloudflare tunnel."""
+        return isinstance(self._ways.get(host), Tunnel)
+
     def login_of(self, pool: str) -> str:
         """Return the role under which the connections of `pool` log in; the first pool's where there is none."""
         pools = self._settings.pools
@@ -471,16 +478,14 @@ class Served:
 
     # -- wiring
 
-    def _control(self, host: model.Host, settings: model.Database, tls: ServerTls) -> Control:
+    def _control(self, settings: model.Database, way: Way) -> Control:
         login = settings.control or settings.pools["primary"]
         return Control(
-            host.host,
-            host.port,
+            way,
             settings.database,
             login.user,
             login.password.get_secret_value(),
             settings.pool_defaults.connect_timeout,
-            tls,
         )
 
     def _primary_control(self) -> Control:
@@ -499,11 +504,12 @@ class Served:
         raise self.cluster.unavailable(True)
 
     def _add_pool(self, host: Host, name: str, settings: model.Pool, strict: bool) -> None:
-        limits = _limits(settings, strict)
+        way = self._ways[host.name]
+        limits = _limits(settings, strict, way)
         pool = Pool(name, host.name, limits, pool_part(name, host.name))
         # As all others are in a pause.
         pool.draining = self.cluster.paused
-        self._logins[pool] = login = self._login(host, name, settings, self._tls[host.name])
+        self._logins[pool] = login = self._login(name, settings, way)
 
         def start_opening(wanting: Pool) -> None:
             spawn(self._open(wanting), f"connect {login.address}")
@@ -511,16 +517,14 @@ class Served:
         pool.open = start_opening
         host.pools[name] = pool
 
-    def _login(self, host: Host, pool: str, settings: model.Pool, tls: ServerTls) -> Login:
+    def _login(self, pool: str, settings: model.Pool, way: Way) -> Login:
         return Login(
-            host.address,
-            host.port,
+            way,
             self._settings.database,
             settings.user,
             settings.password.get_secret_value(),
             pool == "readonly",
             settings.connect_timeout,
-            tls,
         )
 
     def _closed(self, pool: Pool) -> Callable[[Server], None]:
@@ -578,15 +582,17 @@ async def _after_failures(pool: Pool) -> None:
         await asyncio.sleep(_MAINTENANCE)
 
 
-def _limits(settings: model.Pool, strict: bool) -> PoolLimits:
+def _limits(settings: model.Pool, strict: bool, way: Way) -> PoolLimits:
+    lifetimes = [seconds for seconds in (settings.max_lifetime, way.longest) if seconds > 0.0]
     return PoolLimits(
         settings.min,
         settings.max,
         settings.acquire_timeout,
         settings.idle_timeout,
-        settings.max_lifetime,
+        min(lifetimes, default=0.0),
         settings.max_uses,
         strict,
+        _SPREAD_FAR if way.longest > 0.0 else SPREAD,
     )
 
 
