@@ -183,6 +183,7 @@ class Proxy:
                 self.health,
                 board.access,
                 board.tell,
+                board.api(self.gate, self._config.http) if self._config.http.api else None,
             )
         await self._listen()
 
