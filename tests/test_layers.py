@@ -23,6 +23,7 @@ LAYERS = """
     preflight
     session
     admin http
+    api
     board app
     embedded migrate setup keys keychecks keyprint keytool logreader deploy explain top demo
     options cli __main__

@@ -63,6 +63,7 @@ _OWN: Final[dict[str, tuple[type[ClientError], int]]] = {
 # What PostgreSQL says, by SQLSTATE or, shorter, by its class. The longest that fits decides.
 _SQLSTATES: Final[dict[str, tuple[int, str]]] = {
     "08": (503, UpstreamUnavailable.code),
+    "08P01": (422, VALIDATION),
     "22": (422, VALIDATION),
     "23": (409, CONFLICT),
     "23502": (422, VALIDATION),
