@@ -112,7 +112,9 @@ class Board:
             "login_failed", time.time(), part, reason=why, sqlstate=error.sqlstate, code=error.code
         )
 
-    def _seen(self, key: Key, address: str, database: str, event: str = "admin", by: str = "dashboard") -> None:
+    def _seen(
+        self, key: Key, address: str, database: str, event: str = "admin", by: str = "dashboard"
+    ) -> None:
         self._served[database].database.usage.add(key.id, 0, time.time())
         part = session_part(key.id, key.user_id, address, by, database)
         self._buffer.event(event, time.time(), part, reason="status" if event == "admin" else "")

@@ -35,7 +35,9 @@ async def body(request: Request, model: type[Model]) -> Model:
         async with asyncio.timeout(BODY_TIMEOUT):
             data = await _read(request)
     except TimeoutError:
-        raise ApiError(408, VALIDATION, "the body didn't come in time", headers={"connection": "close"}) from None
+        raise ApiError(
+            408, VALIDATION, "the body didn't come in time", headers={"connection": "close"}
+        ) from None
     except ClientDisconnect:
         raise ApiError(400, VALIDATION, "the body ended too soon") from None
     try:
@@ -58,9 +60,7 @@ async def _read(request: Request) -> bytes:
 
 def _too_large() -> ApiError:
     # The rest isn't read, so nothing else can come on this connection.
-    return ApiError(
-        413, VALIDATION, f"the body may have {MOST_BODY} bytes", headers={"connection": "close"}
-    )
+    return ApiError(413, VALIDATION, f"the body may have {MOST_BODY} bytes", headers={"connection": "close"})
 
 
 def query(request: Request, model: type[Model]) -> Model:

@@ -85,7 +85,11 @@ def _in_query(model: type[BaseModel]) -> list[Description]:
     found = []
     for name, each in schema["properties"].items():
         chosen = next((arm for arm in each.get("anyOf", ()) if arm.get("type") != "null"), each)
-        told = {"name": name, "in": "query", "schema": {k: v for k, v in chosen.items() if k != "description"}}
+        told = {
+            "name": name,
+            "in": "query",
+            "schema": {k: v for k, v in chosen.items() if k != "description"},
+        }
         description = each.get("description", chosen.get("description"))
         found.append({**told, **({"description": description} if description else {})})
     return found
@@ -207,7 +211,7 @@ def others() -> dict[tuple[str, str], tuple[str, Description]]:
         ("/query", "POST"): (
             "query",
             operation(
-                f"Run one SQL statement, as an administrator; at most {MOST_ROWS} rows and {MOST_BYTES} bytes are shown",
+                f"Run an administrator's SQL statement; at most {MOST_ROWS} rows and {MOST_BYTES} bytes are shown",
                 {
                     "200": {
                         "description": "The rows. What fails behind the first of them is told in `error`; "
@@ -257,7 +261,9 @@ def schemas() -> dict[str, Description]:
         {"status": {"type": "string", "const": "ok"}, "database": _TEXT, "response_ms": {"type": "number"}}
     )
     objects = {"type": "array", "items": {"type": "object"}}
-    found["Metrics"] = _closed({"database": _TEXT, "pools": objects, "hosts": objects, "measurements": objects})
+    found["Metrics"] = _closed(
+        {"database": _TEXT, "pools": objects, "hosts": objects, "measurements": objects}
+    )
     column = {"name": _TEXT, "type": {"type": ["string", "null"]}, "oid": {"type": "integer"}}
     found["Result"] = _closed(
         {

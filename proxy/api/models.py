@@ -397,4 +397,3 @@ def _referring(schema: Any) -> Any:
     if isinstance(schema, dict):
         return {name: _referring(each) for name, each in schema.items()}
     return [_referring(each) for each in schema] if isinstance(schema, list) else schema
-

@@ -68,9 +68,7 @@ class Answer:
     async def stream(self) -> AsyncIterator[bytes]:
         """Give the answer in pieces of some kilobytes."""
         head = json.dumps(self._columns, ensure_ascii=False, separators=(",", ":")).encode()
-        waiting = bytearray(
-            b'{"columns":' + head + (b"}\n" if self._lines else b',"rows":[')
-        )
+        waiting = bytearray(b'{"columns":' + head + (b"}\n" if self._lines else b',"rows":['))
         between = b"" if self._lines else b","
         row = self._first
         while row is not None:
@@ -140,7 +138,9 @@ class Answer:
         return told + b"\n" if self._lines else b"]," + told[1:]
 
 
-async def answer(entrance: Entrance, caller: Caller, request: Request, statement: Statement) -> StreamingResponse:
+async def answer(
+    entrance: Entrance, caller: Caller, request: Request, statement: Statement
+) -> StreamingResponse:
     """Return the answer to `statement`; raises ApiError where it fails before its first row."""
     lines = NDJSON in request.headers.get("accept", "")
     seconds = statement.timeout_ms / 1000

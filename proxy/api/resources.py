@@ -109,9 +109,10 @@ class Resource:
             reason = sent.reason if "reason" in sent.model_fields_set else None
             function = f"taskmaster.{self.changes_status}($1::uuid, $2, $3)"
             return f"SELECT to_jsonb(t)::text FROM {function} t", [id, sent.status, reason]
-        return (
-            f"UPDATE {self.relation} t SET status = $2 WHERE t.id = $1 RETURNING to_jsonb(t)::text"
-        ), [id, sent.status]
+        return (f"UPDATE {self.relation} t SET status = $2 WHERE t.id = $1 RETURNING to_jsonb(t)::text"), [
+            id,
+            sent.status,
+        ]
 
     def shown(self) -> dict[str, Any]:
         """Return the JSON schema of one as it is shown: all columns, without the limits of what may be sent."""

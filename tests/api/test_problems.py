@@ -115,7 +115,14 @@ def test_who_waits_is_told_how_long() -> None:
     ("state", "status"), [("42601", 400), ("42P01", 400), ("22012", 400), ("P0001", 400), ("23505", 409)]
 )
 def test_an_administrators_sql_is_told_what_postgresql_says(state: str, status: int) -> None:
-    fields = {"C": state, "M": "no such thing", "P": "15", "D": "in detail", "H": "try another", "W": "inside"}
+    fields = {
+        "C": state,
+        "M": "no such thing",
+        "P": "15",
+        "D": "in detail",
+        "H": "try another",
+        "W": "inside",
+    }
     found = from_own_sql(fields)
     assert (found.status, found.code, found.message) == (status, "QUERY_EXECUTION_ERROR", "no such thing")
     assert found.detail == f"SQLSTATE {state}. character 15. in detail. try another"

@@ -480,7 +480,9 @@ def test_statements_without_rows_and_writes(root: httpx.Client) -> None:
     ask(root, "INSERT INTO taskmaster.users (user_id) VALUES ($1) ON CONFLICT DO NOTHING", user)
     told = ask(root, sql, "made by SQL", user).json()
     assert (told["rows"], told["command"]) == ([["made by SQL"]], "INSERT 0 1")
-    assert ask(root, "SELECT count(*) FROM taskmaster.tasks WHERE created_by = $1", user).json()["rows"] == [[1]]
+    assert ask(root, "SELECT count(*) FROM taskmaster.tasks WHERE created_by = $1", user).json()["rows"] == [
+        [1]
+    ]
 
 
 def test_rows_are_bounded(root: httpx.Client) -> None:
@@ -606,7 +608,17 @@ def test_headers_are_bounded(alice: httpx.Client) -> None:
 
 @pytest.mark.parametrize(
     "query",
-    ["page=0", "page=x", "limit=1000", "sort=nothing", "status=x", "unknown=1", "q=ab", "page=1&page=2", "q=%00abc"],
+    [
+        "page=0",
+        "page=x",
+        "limit=1000",
+        "sort=nothing",
+        "status=x",
+        "unknown=1",
+        "q=ab",
+        "page=1&page=2",
+        "q=%00abc",
+    ],
 )
 def test_a_wrong_query_string_is_refused(alice: httpx.Client, query: str) -> None:
     assert code(alice.get(f"/tasks?{query}")) == (422, "VALIDATION_ERROR")

@@ -147,7 +147,10 @@ def test_pages_that_are_named_may_ask(start_api: StartApi) -> None:
     here = "https://tasks.example.com"
     api = start_api({"http": {"cors_origins": [here]}})
     with api.client(api.key()) as client:
-        asked = {"access-control-request-method": "PATCH", "access-control-request-headers": "x-api-key,if-match"}
+        asked = {
+            "access-control-request-method": "PATCH",
+            "access-control-request-headers": "x-api-key,if-match",
+        }
         allowed = client.options("/tasks", headers={"origin": here, **asked})
         assert allowed.status_code == 200
         assert allowed.headers["access-control-allow-origin"] == here
@@ -189,7 +192,9 @@ def test_what_is_told_and_logged_holds_no_secret(api: Api, installation: Install
         client.get("/tasks")
 
     def logged() -> str:
-        rows = api.execute("SELECT l::text FROM sluice.api_access_logs l WHERE user_id = 'secretive@example.com'")
+        rows = api.execute(
+            "SELECT l::text FROM sluice.api_access_logs l WHERE user_id = 'secretive@example.com'"
+        )
         return "\n".join(row[0] for row in rows) if len(rows) >= 3 else ""
 
     written = wait_until(logged, message="the access log has it")
