@@ -172,7 +172,10 @@ class Talk:
         """Cancel what is under way, as a CancelRequest does."""
         session = self.client.session
         if not session.ended:
-            spawn(self._entrance.gate.cancel(session.pid, session.secret), "cancel a statement of HTTP")
+            spawn(self._cancel(session.pid, session.secret), "cancel a statement of HTTP")
+
+    async def _cancel(self, pid: int, secret: bytes) -> None:
+        await self._entrance.gate.cancel(pid, secret)
 
     def _expire(self) -> None:
         """Cancel what is under way: its time is up."""

@@ -24,8 +24,10 @@ READS: Final = "read:tasks"
 WRITES: Final = "write:tasks"
 MEASURES: Final = "read:metrics"
 
-_MEASUREMENTS: Final = "SELECT coalesce(jsonb_agg(to_jsonb(m)), '[]')::text FROM (SELECT * FROM taskmaster.performance_monitoring LIMIT 1000) m"
-
+_MEASUREMENTS: Final = (
+    "SELECT coalesce(jsonb_agg(to_jsonb(m)), '[]')::text"
+    " FROM (SELECT * FROM taskmaster.performance_monitoring LIMIT 1000) m"
+)
 State = Callable[[str], Mapping[str, object]]
 
 

@@ -164,7 +164,7 @@ def from_fields(fields: Mapping[str, str]) -> ApiError:
 
 
 def from_own_sql(fields: Mapping[str, str]) -> ApiError:
-    """Return the same for SQL that the client wrote itself: then it is the statement that is wrong, and it is told why."""
+    """Return the same for SQL that the client wrote: it is the statement that is wrong, and it is told why."""
     found = from_fields(fields)
     if found.code not in (VALIDATION, CONFLICT, NOT_FOUND, EXECUTION, "SCHEMA_NOT_INSTALLED"):
         return found

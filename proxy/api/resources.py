@@ -6,7 +6,7 @@ Every value is a parameter. What of a statement's text depends on a request come
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from proxy.api import models
@@ -39,8 +39,6 @@ class Resource:
     table: str = ""
     search: str = ""
     changes_status: str = ""
-    # Filters whose column isn't called like them; none so far.
-    columns: dict[str, str] = field(default_factory=dict)
 
     @property
     def relation(self) -> str:
@@ -153,10 +151,10 @@ def _loosened(schema: dict[str, Any]) -> dict[str, Any]:
     """Return a schema without lengths, ranges and patterns: rows that were made by SQL have none of them."""
     if schema.get("type") in ("object", "array"):
         return {"type": schema["type"]}
-    kept = {name: schema[name] for name in ("type", "format", "enum") if name in schema}
+    kept: dict[str, Any] = {name: schema[name] for name in ("type", "format", "enum") if name in schema}
     if "anyOf" in schema:
         kept["anyOf"] = [_loosened(each) for each in schema["anyOf"]]
-    return kept or {}
+    return kept
 
 
 _ID: Final[dict[str, Any]] = {"type": "string", "format": "uuid"}

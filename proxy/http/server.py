@@ -63,8 +63,8 @@ async def start(
     """Listen on each address of `host` and serve.
 
     `render_metrics` gets the header Accept and returns body and content type; `health` returns what JSON can
-    hold. With `access` and `tell` there is a dashboard: who may see it, and what it shows of a database. `add` returns the
-    application with others beside it. Raises HttpBindError.
+    hold. With `access` and `tell` there is a dashboard: who may see it, and what it shows of a database.
+    `add` returns the application with others beside it. Raises HttpBindError.
     """
     from uvicorn import Config, Server
 

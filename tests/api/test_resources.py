@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pglast
 import pytest
 
@@ -54,7 +56,7 @@ def test_every_value_is_a_parameter() -> None:
     sql, values = TASKS.list(filters)
     assert "DROP" not in sql
     assert values == [EVIL, "3", EVIL, "pending", "7", "14"]
-    sent = models.NewTask.model_validate_json('{"title": "%s", "description": null}' % EVIL)
+    sent = models.NewTask.model_validate_json(json.dumps({"title": EVIL, "description": None}))
     sql, values = TASKS.insert(sent)
     assert "DROP" not in sql and EVIL in str(values[0])
     assert "(description, title)" in sql
