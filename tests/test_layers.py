@@ -24,8 +24,9 @@ LAYERS = """
     session
     admin http
     api
-    board app
-    embedded migrate setup keys keychecks keyprint keytool logreader deploy explain top demo
+    board snapshots upkeep app
+    serving
+    embedded migrate setup keys keychecks keyprint keytool logreader cloudflare deploy explain top demo
     options cli __main__
 """
 RANK = {name: rank for rank, row in enumerate(LAYERS.split("\n")) for name in row.split()}
