@@ -139,6 +139,7 @@ _ONCE: Final = _header(
 def of_resource(resource: Resource) -> dict[tuple[str, str], tuple[str, Description]]:
     """Return name and description of each operation on a resource, by path and method."""
     one, name = resource.one, resource.name
+    an = f"{'an' if one[0] in 'AEIOU' else 'a'} {one.lower()}"
     item, tag = _ref(one), ("ETag", _TAG)
     shown = {"200": _answer(f"The {one.lower()}", item, tag)}
     made = _answer(
@@ -157,31 +158,31 @@ def of_resource(resource: Resource) -> dict[tuple[str, str], tuple[str, Descript
         (f"/{name}", "POST"): (
             "create",
             operation(
-                f"Make one of {name}", {"201": made}, body=resource.new, headers=[_ONCE], refusals=["409"]
+                f"Make {an}", {"201": made}, body=resource.new, headers=[_ONCE], refusals=["409"]
             ),
         ),
         (f"/{name}/{{id}}", "GET"): (
             "get",
-            operation(f"Get one of {name}", shown, on_one=True, headers=[_IF_NONE_MATCH], refusals=["304"]),
+            operation(f"Get {an}", shown, on_one=True, headers=[_IF_NONE_MATCH], refusals=["304"]),
         ),
         (f"/{name}/{{id}}", "PATCH"): (
             "change",
             operation(
-                f"Change one of {name}: the fields that are sent", shown, body=resource.change, on_one=True,
+                f"Change {an}: the fields that are sent", shown, body=resource.change, on_one=True,
                 headers=[_IF_MATCH], refusals=["409", "412"],
             ),
         ),
         (f"/{name}/{{id}}", "DELETE"): (
             "delete",
             operation(
-                f"Delete one of {name}", {"204": {"description": "It is gone"}}, on_one=True,
+                f"Delete {an}", {"204": {"description": "It is gone"}}, on_one=True,
                 headers=[_IF_MATCH], refusals=["409", "412"],
             ),
         ),
         (f"/{name}/{{id}}/status", "PATCH"): (
             "set_status",
             operation(
-                f"Change the status of one of {name}", shown, body=resource.status, on_one=True,
+                f"Change the status of {an}", shown, body=resource.status, on_one=True,
                 refusals=["409"],
             ),
         ),

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.integration.apis import TASKS, WRITER, Api
-from tests.integration.support import wait_until
+from tests.integration.support import Installation, wait_until
 
 pytest_plugins = ["tests.integration.tasksapi"]
 
@@ -374,10 +374,18 @@ def test_many_users_at_once_see_their_own(api: Api) -> None:
         list(threads.map(work, range(60)))
 
 
-def test_who_writes_reads_it_though_the_replica_is_behind(api: Api, alice: httpx.Client) -> None:
-    for _ in range(30):
-        made = make(alice)
-        assert alice.get(f"/tasks/{made['id']}").json() == made
+def test_who_writes_reads_it_though_the_replica_is_behind(
+    api: Api, alice: httpx.Client, installation: Installation
+) -> None:
+    (replica,) = installation.cluster.replicas
+    with installation.superuser(replica, TASKS).connect() as behind:
+        behind.execute("SELECT pg_wal_replay_pause()")
+        try:
+            for _ in range(20):
+                made = make(alice)
+                assert alice.get(f"/tasks/{made['id']}").json() == made
+        finally:
+            behind.execute("SELECT pg_wal_replay_resume()")
 
 
 # -- once only

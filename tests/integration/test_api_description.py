@@ -52,11 +52,3 @@ def test_nothing_is_found_in_statements_and_metrics(api: Api, tmp_path: Path) ->
         "--include-path", "/api/database/query", "--include-path", "/api/database/metrics",
     )  # fmt: skip
     assert not api.proxy.said("Traceback")
-
-
-def test_nothing_is_found_at_a_glance(api: Api, tmp_path: Path) -> None:
-    key = api.key(user=USER)
-    run(
-        api, key, tmp_path, "--phases", "fuzzing", "--max-examples", "3",
-        "--include-path", "/api/database/tasks", "--include-path", "/api/database/health",
-    )  # fmt: skip
