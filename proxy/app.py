@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterable
 from proxy.admin.console import Console
 from proxy.admin.site import Site
 from proxy.board import Board
-from proxy.config import Config, Listen, ListenTls
+from proxy.config import Config, Database, ListenTls
 from proxy.errors import ShuttingDown, SluiceError, reason
 from proxy.http import server as http_server
-from proxy.logs import configure
 from proxy.observe.destinations import open_access_log
 from proxy.observe.healthview import health
 from proxy.observe.metrics import Metrics
 from proxy.observe.snapshot import Snapshot
 from proxy.observe.stats import ProxyStats
+from proxy.reloading import Reloading
 from proxy.session.arrival import admit
 from proxy.session.cancel import cancel_server
 from proxy.session.gate import Gate
@@ -30,14 +30,11 @@ from proxy.session.sessions import Sessions
 from proxy.snapshots import take
 from proxy.tasks import spawn, stop
 from proxy.transport import tcp
-from proxy.transport.tls import ListenerTls, TlsError
+from proxy.transport.tls import ListenerTls
 from proxy.upkeep import Upkeep
 from proxy.upstream.server import Server
 
 log = logging.getLogger(__name__)
-
-# Sections that are read once.
-_RESTART = ("http", "auth", "identity", "access_log")
 
 _DRAIN_STEP = 0.05
 _CLOSE_LOG = 5.0
@@ -47,7 +44,7 @@ class Proxy:
     """One process: its listeners, databases and background work."""
 
     def __init__(self, config: Config) -> None:
-        self._config = self._latest = config
+        self._config = config
         self.draining = False
         # What the console's RELOAD and SHUTDOWN need: read the configuration anew; end the process.
         self.read: Callable[[], Config] = lambda: config
@@ -56,8 +53,7 @@ class Proxy:
         buffer = self.access_log.buffer
         self.stats = ProxyStats()
         self.served = {
-            name: Served(name, settings, config, buffer, self.stats)
-            for name, settings in config.databases.items()
+            name: self._serve(name, settings, config) for name, settings in config.databases.items()
         }
         self.sessions = Sessions(_cancel_abandoned)
         self.gate = Gate(
@@ -71,19 +67,27 @@ class Proxy:
             cancel=self._cancel,
             stats=self.stats,
         )
+        store = config.auth.rate_limit_store
+        if store is not None:
+            # Imported where it is used: it takes 30 ms and 15 MB.
+            from proxy.auth.permits import PermitStore
+
+            self.gate.permits = PermitStore(store.get_secret_value())
         self._console = Console(
             Site(
                 self.served,
                 self.gate,
                 buffer,
-                config,
-                latest=lambda: self._latest,
-                reload=lambda: self.reload(self.read()),
+                config=lambda: self._config,
+                reload=self.reload,
                 shutdown=self._shut_down,
             )
         )
         self.gate.console = self._console.enter
         self._upkeep = Upkeep(self.served, self.gate, buffer, self._console.tick)
+        self._reloading = Reloading(
+            self.served, self.gate, self.access_log, self._serve, mock_secret=_mock_secret
+        )
         self._leaving: asyncio.Task[None] | None = None
         self._tls = _listener_tls(config.listen.tls)
         self._listeners: list[tcp.Acceptor] = []
@@ -94,7 +98,6 @@ class Proxy:
     async def start(self) -> None:
         """Start everything; the port is opened last."""
         for served in self.served.values():
-            served.keys.on_change = self._upkeep.key_changed
             await served.start()
         self.access_log.start()
         self._sweeper = spawn(self._upkeep.run(), "look after clients")
@@ -143,11 +146,14 @@ class Proxy:
             await self._board.stop()
         for served in self.served.values():
             await served.stop()
+        await self._reloading.stop()
         await self.access_log.close(_CLOSE_LOG)
         for served in self.served.values():
             await served.close_control()
         if self._http is not None:
             await self._http.close()
+        if self.gate.permits is not None:
+            await self.gate.permits.close()
         log.info("drained")
 
     def _shut_down(self, wait_for_clients: bool) -> None:
@@ -169,36 +175,28 @@ class Proxy:
             await asyncio.sleep(_DRAIN_STEP)
         self.end()
 
-    def reload(self, config: Config) -> list[str]:
-        """Take over what can change while clients are connected: pools' limits, timeouts, the log.
+    async def reload(self) -> list[str]:
+        """Read the configuration again and take it over, or nothing of it; returns the keys that need a restart.
 
-        Hosts, logins and ports need a restart; where they differ, the log says so. Returns where that is.
+        Raises SluiceError where it can't be taken over; the log says so too.
         """
-        self._latest = config
-        configure(config.logging)
-        self.access_log.reopen()
-        self._reload_tls(config.listen.tls)
-        changed = ["listen"] if _without_tls(config.listen) != _without_tls(self._config.listen) else []
-        changed += [
-            section for section in _RESTART if _fixed(config, section) != _fixed(self._config, section)
-        ]
-        changed += sorted(config.databases.keys() ^ self.served.keys())
-        for served in self.served.values():
-            served.watch_slow(config.access_log.slow_query)
-        for name, settings in config.databases.items():
-            if name in self.served and not self.served[name].reload(settings):
-                changed.append(name)
-        if changed:
-            log.warning("reload: a restart is needed for what changed in: %s", ", ".join(changed))
-        log.info("configuration read again")
-        return changed
+        async with self._reloading.turn:
+            try:
+                return await self._reloading.take_over(self._config, self.read(), self._switched)
+            except SluiceError as error:
+                log.error("reload refused, the old configuration stays: %s", error)
+                raise
 
-    def _reload_tls(self, settings: ListenTls) -> None:
-        """Read certificate and key again, for clients to come; those who are there keep theirs."""
-        try:
-            self._tls = _listener_tls(settings)
-        except TlsError as error:
-            log.error("clients get the certificate they got before: %s", error)
+    def _switched(self, config: Config, tls: ListenerTls | None) -> None:
+        self._config = config
+        self._tls = tls
+        if self._board is not None:
+            self._board.serve(self.served)
+
+    def _serve(self, name: str, settings: Database, config: Config) -> Served:
+        served = Served(name, settings, config, self.access_log.buffer, self.stats)
+        served.keys.on_change = lambda key_id, key: self._upkeep.key_changed(key_id, key)
+        return served
 
     def ready(self) -> bool:
         """Tell whether clients can be served."""
@@ -246,16 +244,6 @@ def _cancel_abandoned(server: Server) -> None:
 
 def _listener_tls(settings: ListenTls) -> ListenerTls | None:
     return ListenerTls(settings) if settings.mode != "off" else None
-
-
-def _fixed(config: Config, section: str) -> object:
-    """Return what a reload can't take over of a section."""
-    value = getattr(config, section)
-    return value.model_dump(exclude={"slow_query"}) if section == "access_log" else value
-
-
-def _without_tls(listen: Listen) -> dict[str, object]:
-    return listen.model_dump(exclude={"tls"})
 
 
 def _mock_secret(config: Config) -> bytes:

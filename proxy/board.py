@@ -54,9 +54,17 @@ class Board:
         if access_log.sinks:
             self._recent = Recent(list(served), access_log.buffer.statements)
             access_log.on_batch = self._read
-        keys = {name: each.keys for name, each in served.items()}
-        self.access = Access(keys, self._refused, self._seen)
+        self._keys = {name: each.keys for name, each in served.items()}
+        self.access = Access(self._keys, self._refused, self._seen)
         self.tell = Status(snapshot, self._history, self._recent, time.time).tell
+
+    def serve(self, served: Mapping[str, Served]) -> None:
+        """Go on with these databases."""
+        self._served = served
+        self._keys.clear()
+        self._keys.update({name: each.keys for name, each in served.items()})
+        if self._recent is not None:
+            self._recent.serve(list(served))
 
     def start(self) -> None:
         """Start sampling."""
@@ -115,6 +123,7 @@ class Board:
     def _seen(
         self, key: Key, address: str, database: str, event: str = "admin", by: str = "dashboard"
     ) -> None:
-        self._served[database].database.usage.add(key.id, 0, time.time())
+        if (served := self._served.get(database)) is not None:
+            served.database.usage.add(key.id, 0, time.time())
         part = session_part(key.id, key.user_id, address, by, database)
         self._buffer.event(event, time.time(), part, reason="status" if event == "admin" else "")

@@ -7,6 +7,7 @@ serve → Proxy.start: probe hosts → read keys and functions → listen
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -16,8 +17,10 @@ from pathlib import Path
 import uvloop
 
 from proxy.app import Proxy
-from proxy.config import Config, ConfigError, from_environment, load, refuse_unavailable
+from proxy.config import Config, from_environment, load, refuse_unavailable
+from proxy.errors import SluiceError
 from proxy.logs import configure
+from proxy.tasks import spawn
 
 log = logging.getLogger(__name__)
 
@@ -45,13 +48,11 @@ async def serve(config: Config, config_path: Path | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.set)
 
-    def reload() -> None:
-        try:
-            instance.reload(_read(config_path))
-        except ConfigError as error:
-            log.error("reload refused, the old configuration stays: %s", error)
+    async def reload() -> None:
+        with contextlib.suppress(SluiceError):
+            await instance.reload()
 
-    loop.add_signal_handler(signal.SIGHUP, reload)
+    loop.add_signal_handler(signal.SIGHUP, lambda: spawn(reload(), "reload"))
     instance.read = lambda: _read(config_path)
     instance.end = ending.set
     await instance.start()

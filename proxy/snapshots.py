@@ -50,6 +50,8 @@ def take(databases: Mapping[str, Served], gate: Gate, access_log: AccessLog, rea
         ],
         access_log=access_log.sinks,
         spool=_spool(access_log),
+        permits_up=gate.permits is None or gate.permits.up,
+        permit_failures=gate.permits.failures if gate.permits is not None else 0,
     )
 
 

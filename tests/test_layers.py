@@ -24,7 +24,7 @@ LAYERS = """
     session
     admin http
     api
-    board snapshots upkeep app
+    board snapshots upkeep reloading app
     serving
     embedded migrate setup keys keychecks keyprint keytool logreader cloudflare deploy explain top demo
     options cli __main__

@@ -62,7 +62,7 @@ class Showing:
         if command.subject == "version":
             return Table(VERSION, [(_version(),)])
         if command.subject == "config":
-            return settings(self.site.config, self.site.latest())
+            return settings(self.site.config())
         return table(command.subject, await facts(self.site, now, command.subject), self.averages, now)
 
     def _route(self, command: Command) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from proxy.config import Config
@@ -14,7 +14,7 @@ from proxy.session.served import Served
 
 @dataclass
 class Site:
-    """One process. `reload` returns what needs a restart, and raises SluiceError where the configuration is refused.
+    """One process. `reload` returns what needs a restart, and raises SluiceError where nothing was taken over.
 
     `shutdown(True)` waits for all clients to leave, however long; `shutdown(False)` drains as SIGTERM does.
     """
@@ -22,10 +22,9 @@ class Site:
     served: Mapping[str, Served]
     gate: Gate
     access: AccessBuffer
-    # The configuration of the start, and the one that was read last.
-    config: Config
-    latest: Callable[[], Config]
-    reload: Callable[[], list[str]]
+    # The configuration in force.
+    config: Callable[[], Config]
+    reload: Callable[[], Awaitable[list[str]]]
     shutdown: Callable[[bool], None]
     # All databases were paused at once.
     paused: bool = False

@@ -208,11 +208,11 @@ class Entrance:
             keys = await self._access.keys(key_of(request), address)
             asked = request.query_params.get("database")
             name = asked if asked is not None else next(iter(keys))
-            if name not in keys:
+            database = self.gate.databases.get(name) if name in keys else None
+            if database is None:
                 raise UnknownDatabase("this key knows no database of that name", hint=", ".join(keys))
         except ClientError as error:
             raise from_client_error(error) from None
-        database = self.gate.databases[name]
         key = keys[name]
         part = session_part(key.id, key.user_id, address, APPLICATION, name)
         return Caller(key, database, address, port, part)
@@ -256,7 +256,11 @@ class Entrance:
 
     async def _still_valid(self, caller: Caller) -> Key:
         """Return the key as it is now: it may have been revoked while the body was read."""
-        key = await self.gate.keys[caller.database.name].get(caller.key.id)
+        store = self.gate.keys.get(caller.database.name)
+        if store is None:
+            # A reload has taken it away.
+            raise UnknownDatabase()
+        key = await store.get(caller.key.id)
         if key is None or not key.valid(time.time()) or key.identity != caller.key.identity:
             raise InvalidApiKey("revoked")
         return key

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -110,6 +111,22 @@ class Auth(Section):
     keys: Literal["database", "file"] = "database"
     keys_file: FilePath = Path("keys.yaml")
     cache_ttl: PositiveDuration = 30.0
+    # redis:// or rediss://: where several proxies count keys' statements together; its password is a secret.
+    rate_limit_store: SecretStr | None = None
+
+    @field_validator("rate_limit_store")
+    @classmethod
+    def _is_redis(cls, store: SecretStr | None) -> SecretStr | None:
+        if store is None:
+            return None
+        try:
+            parts = urlsplit(store.get_secret_value())
+            is_redis = parts.scheme in ("redis", "rediss") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            is_redis = False
+        if not is_redis:
+            raise ValueError("redis://[user:password@]host[:port][/database] is needed, or rediss:// for TLS")
+        return store
 
 
 class Identity(Section):

@@ -249,7 +249,8 @@ class AccessLog:
             room = MemoryBacklog(min(max_backlog, _MAX_LINES_BACKLOG))
             self.sinks.append(Sink(name, writer.deliver, room, None, retry_delay))
         self.buffer = AccessBuffer(os.urandom(SEED), statements, _BATCH_BYTES, self._hurry, bool(self.sinks))
-        self._flush_interval = flush_interval
+        # Seconds between two flushes; another interval holds from the next one on.
+        self.flush_interval = flush_interval
         self._timer: asyncio.TimerHandle | None = None
         self._syncing: asyncio.Future[None] | None = None
 
@@ -290,7 +291,7 @@ class AccessLog:
     def _tick(self) -> None:
         self.flush()
         self._sync()
-        self._timer = asyncio.get_running_loop().call_later(self._flush_interval, self._tick)
+        self._timer = asyncio.get_running_loop().call_later(self.flush_interval, self._tick)
 
     def _sync(self) -> None:
         """Have the disk keep what waits for the table; what is delivered at once isn't worth it."""

@@ -103,6 +103,16 @@ class SnapshotCollector(Collector):
         yield _gauge("clients", "Client connections.", snapshot.clients)
         yield _gauge("clients_limit", "Client connections that are allowed.", snapshot.max_clients)
         yield from _clients(snapshot.proxy)
+        yield _gauge(
+            "rate_limit_store_up",
+            "1 while the store of rate limits answers, or there is none.",
+            float(snapshot.permits_up),
+        )
+        yield _counter(
+            "rate_limit_store_failures",
+            "Questions to the store of rate limits that had no answer.",
+            snapshot.permit_failures,
+        )
         yield from _pool_sizes(snapshot.pools)
         yield from _pool_work(snapshot.pools)
         yield from _hosts(snapshot.hosts)

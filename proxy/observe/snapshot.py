@@ -106,3 +106,6 @@ class Snapshot:
     key_cache: Sequence[CacheSnapshot] = ()
     access_log: Sequence[Sink] = ()
     spool: SpoolSnapshot = field(default_factory=SpoolSnapshot)
+    # Whether the store of rate limits answers (true where there is none), and how often it didn't.
+    permits_up: bool = True
+    permit_failures: int = 0

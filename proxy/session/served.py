@@ -17,6 +17,7 @@ import asyncpg
 
 from proxy import config as model
 from proxy.auth.keystore import FileKeyStore, KeyStore
+from proxy.config.changes import DatabaseChanges
 from proxy.errors import ClientError, NoPrimary, UpstreamUnavailable
 from proxy.observe.record import AccessBuffer, pool_part
 from proxy.observe.slow import NEVER
@@ -28,10 +29,12 @@ from proxy.query.functions import SNAPSHOT_QUERY, FunctionCatalog
 from proxy.query.intent import Intent
 from proxy.session.database import Database
 from proxy.session.key_reading import KeyReading
+from proxy.session.reload import Preparation, Ready
+from proxy.session.session import Session
 from proxy.session.signing import Signing
 from proxy.session.usage import write_usage
 from proxy.tasks import spawn, stop
-from proxy.transport.tls import ServerTls, TlsError
+from proxy.transport.tls import ServerTls
 from proxy.upstream.access_table import AccessTable
 from proxy.upstream.breaker import Breaker
 from proxy.upstream.cluster import LEAST_CONNECTIONS, RANDOM, ROUND_ROBIN, Cluster, Host
@@ -78,21 +81,14 @@ class Served:
         watching = settings.health
         self.cluster = Cluster(
             name,
-            [
-                Host(
-                    host.name,
-                    host.host,
-                    host.port,
-                    host.role,
-                    Breaker(watching.failures_to_open, watching.retry_after),
-                )
-                for host in settings.hosts
-            ],
+            [_host(host, watching) for host in settings.hosts],
             _BALANCE[settings.pools["readonly"].balance],
             settings.health.max_lag,
         )
         self._tls = {host.name: ServerTls(host.tls) for host in settings.hosts}
-        self.controls = {host.name: self._control(host) for host in settings.hosts}
+        self.controls = {
+            host.name: self._control(host, settings, self._tls[host.name]) for host in settings.hosts
+        }
         self.health = Health(
             self.cluster,
             self.controls,
@@ -102,6 +98,10 @@ class Served:
         )
         # Hosts that must not be used, and why.
         self._bypassed: dict[str, list[Finding]] = {}
+        # How each pool logs in; and pools that are to end with their last connection, with when whoever keeps one
+        # for itself has to let go of it, in seconds of the monotonic clock.
+        self._logins: dict[Pool, Login] = {}
+        self.leaving: dict[Pool, float] = {}
         self._started = False
         self._alarmed: set[Finding] = set()
         routing = settings.routing
@@ -110,15 +110,11 @@ class Served:
         self.database.signed = self._signed
         self.database.token_ttl = config.identity.token_ttl
         self.database.session_mode = settings.pool_mode == "session"
-        self.database.max_parse_bytes = routing.max_parse_bytes
-        self.database.routing = routing.enabled
-        self.database.lazy_begin = routing.lazy_begin
-        self.database.read_your_writes = routing.read_your_writes
-        self.database.retries_refused_reads = routing.retry_readonly_errors
         self._take_over(settings)
+        self._strict = config.identity.isolation == "strict"
         for host in self.cluster.hosts:
             for pool_name, pool in settings.pools.items():
-                self._add_pool(host, pool_name, pool, config.identity.isolation == "strict")
+                self._add_pool(host, pool_name, pool, self._strict)
         self.keys: KeyStore
         if config.auth.keys == "file":
             self.keys = FileKeyStore(config.auth.keys_file)
@@ -133,6 +129,7 @@ class Served:
         self._listens = config.auth.keys == "database"
         self._signing = Signing(self.database, self.controls)
         self._tasks: list[asyncio.Task[Any]] = []
+        self._listener: asyncio.Task[None] | None = None
 
     # -- life
 
@@ -166,43 +163,158 @@ class Served:
                 for refresh, interval in kept
             ),
         ]
-        if self._listens:
-            self._tasks.append(spawn(self._listen(), f"{self.name}: key changes"))
+        self._start_listening()
 
-    def reload(self, settings: model.Database) -> bool:
-        """Take over limits and timeouts; returns False if something else changed too, which needs a restart.
+    # -- a reload
 
-        Certificates are read again, for connections to come.
+    async def prepare(self, settings: model.Database, changes: DatabaseChanges) -> Ready:
+        """Do all that can fail before these settings are in force; returns what `switch` takes, or `drop` undoes.
+
+        Raises SluiceError, and nothing has changed then.
         """
-        for host, tls in self._tls.items():
-            try:
-                tls.reload()
-            except TlsError as error:
-                log.error("host %s keeps its certificates: %s", host, error)
-        self._take_over(settings)
-        for pool in self.pools():
-            wanted = settings.pools.get(pool.name)
-            if wanted is not None:
-                pool.limits = _limits(wanted, pool.limits.strict)
-        fixed: dict[str, Any] = {
-            "timeouts": True,
-            "pools": True,
-            "pool_defaults": True,
-            "health": {"failover_wait", "failover_attempts"},
-        }
-        same = settings.model_dump(exclude=fixed) == self._settings.model_dump(exclude=fixed)
-        logins = {name: (pool.user, pool.password) for name, pool in settings.pools.items()}
-        return same and logins == {
-            name: (pool.user, pool.password) for name, pool in self._settings.pools.items()
-        }
+        ready = Ready(settings, changes)
+        preparation = Preparation(self.name, self.cluster, self.controls, self._tls, self._signed)
 
-    def _take_over(self, settings: model.Database) -> None:
-        """Go by these timeouts from now on."""
+        def log_in(host: model.Host, pool: str, tls: ServerTls) -> Login:
+            return self._login(_host(host, settings.health), pool, settings.pools[pool], tls)
+
+        try:
+            await preparation.prepare(
+                ready,
+                lambda host: _host(host, settings.health),
+                lambda host, tls: self._control(host, settings, tls),
+                log_in,
+            )
+        except BaseException:
+            ready.drop()
+            raise
+        return ready
+
+    def switch(self, ready: Ready, config: model.Config) -> None:
+        """Go by the settings that were prepared, from now on.
+
+        What goes lends no connection any more, and whoever waited for one looks for another; who holds one keeps it
+        to the end of the transaction. Whoever keeps one for longer has listen.drain_timeout for that.
+        """
+        now = time.monotonic()
+        until = now + config.listen.drain_timeout
+        before, self._settings = self._settings, ready.settings
+        changes, settings, cluster = ready.changes, ready.settings, self.cluster
+        for name, context in ready.contexts.items():
+            self._tls[name].context = context
+        leaving = self._exchange_hosts(ready)
+        self._strict = config.identity.isolation == "strict"
+        for host in cluster.hosts:
+            leaving += [host.pools.pop(name) for name in changes.pools_removed if name in host.pools]
+            for name in settings.pools:
+                if name not in host.pools:
+                    self._add_pool(host, name, settings.pools[name], self._strict)
+            host.pools = {name: host.pools[name] for name in settings.pools}
+            self._change_pools(host, changes)
+        self._go_on_counting(leaving)
+        self._take_over(settings, before)
+        if config.identity.mode == "signed":
+            self._signing.sign_for(config.identity.token_ttl)
+        self.keys.read_each(config.auth.cache_ttl)
+        self.watch_slow(config.access_log.slow_query)
+        cluster.roles_changed()
+        for pool in leaving:
+            self.leaving[pool] = until
+            pool.pause(now)
+        cluster.resume(now)
+        self._maintain(now)
+        if changes.hosts_added or changes.hosts_removed or changes.control:
+            self.health.alarm()
+            self._start_listening()
+
+    def _exchange_hosts(self, ready: Ready) -> list[Pool]:
+        """Let hosts go and come; returns the pools of those that go."""
+        gone = [host for host in self.cluster.hosts if host.name in ready.changes.hosts_removed]
+        for host in gone:
+            self.health.forget(host)
+            self.controls.pop(host.name).retire()
+            self._bypassed.pop(host.name, None)
+            del self._tls[host.name]
+        for name, control in ready.controls.items():
+            self.controls[name].retire()
+            self.controls[name] = control
+        for name, newcomer in ready.newcomers.items():
+            self._tls[name] = newcomer.tls
+            self.controls[name] = newcomer.control
+        hosts = {host.name: host for host in self.cluster.hosts if host not in gone}
+        hosts |= {name: newcomer.host for name, newcomer in ready.newcomers.items()}
+        # Another list: whoever goes through the old one waits for answers meanwhile.
+        self.cluster.hosts = [hosts[host.name] for host in ready.settings.hosts]
+        return [pool for host in gone for pool in host.pools.values()]
+
+    def _change_pools(self, host: Host, changes: DatabaseChanges) -> None:
+        """Give the pools of `host` their numbers, and those with another login that."""
+        for name, pool in host.pools.items():
+            settings = self._settings.pools[name]
+            to_strict = self._strict and not pool.limits.strict
+            pool.limits = _limits(settings, self._strict)
+            if name in changes.passwords or name in changes.logins:
+                self._logins[pool] = self._login(host, name, settings, self._tls[host.name])
+                pool.hope()
+            if name in changes.passwords or to_strict:
+                # With isolation: strict, none may have served somebody before.
+                pool.reconnect()
+
+    def _go_on_counting(self, leaving: list[Pool]) -> None:
+        """Have pools that take the places of others go on with their counters, which never go back."""
+        now = {(pool.host, pool.name): pool for pool in self.pools()}
+        for pool in leaving:
+            if (successor := now.get((pool.host, pool.name))) is not None:
+                successor.stats = pool.stats
+
+    def _take_over(self, settings: model.Database, before: model.Database | None = None) -> None:
+        """Go by these numbers and switches from now on."""
         self.query_timeout = settings.timeouts.query
         self.idle_in_transaction = settings.timeouts.idle_in_transaction
         self.client_idle = settings.timeouts.client_idle
-        self.database.failover_wait = settings.health.failover_wait
-        self.database.failover_attempts = settings.health.failover_attempts
+        database, health, routing = self.database, settings.health, settings.routing
+        database.failover_wait = health.failover_wait
+        database.failover_attempts = health.failover_attempts
+        self.cluster.max_lag = health.max_lag
+        self.cluster.balance = _BALANCE[settings.pools["readonly"].balance]
+        database.routing = routing.enabled
+        database.lazy_begin = routing.lazy_begin
+        database.read_your_writes = routing.read_your_writes
+        database.retries_refused_reads = routing.retry_readonly_errors
+        database.max_parse_bytes = routing.max_parse_bytes
+        if before is None:
+            return
+        if before.health != health:
+            self.health.thresholds = Thresholds(health.interval, health.retry_after)
+            for host in self.cluster.hosts:
+                host.breaker.failures_to_open = health.failures_to_open
+                host.breaker.retry_after = health.retry_after
+        if before.routing != routing:
+            database.intents.max_parse_bytes = routing.max_parse_bytes
+            database.intents.set_catalog(self._catalog())
+
+    def _catalog(self) -> FunctionCatalog:
+        safe = self._settings.routing.safe_functions
+        return (
+            FunctionCatalog.from_rows(self._functions, safe)
+            if self._functions
+            else FunctionCatalog.builtin(safe)
+        )
+
+    def _start_listening(self) -> None:
+        """Hear of changed keys at the primary as it is reached now."""
+        if self._listens:
+            if self._listener is not None:
+                self._listener.cancel()
+                self.keys.changed_all()
+            self._listener = spawn(self._listen(), f"{self.name}: key changes")
+
+    def overstays(self, session: Session, now: float) -> bool:
+        """Tell whether a session still keeps for itself, in no transaction, a connection that should be gone."""
+        server, pool = session.server, session.pool
+        if server is None or pool is None or now < self.leaving.get(pool, now + 1.0):
+            return False
+        return not (session.in_transaction or session.awaits_sync) and server.replies.empty
 
     def watch_slow(self, seconds: float) -> None:
         """Tell the log of statements that take so long; 0 for none."""
@@ -210,13 +322,13 @@ class Served:
 
     async def stop(self) -> None:
         """End the tasks and close every server connection that is idle."""
-        await stop(*self._tasks)
+        await stop(*self._tasks, self._listener)
         self.health.stop()
         if self._listens:
             with contextlib.suppress(ClientError, TimeoutError):
                 async with asyncio.timeout(_LAST_USAGE):
                     await self._write_usage()
-        for pool in self.pools():
+        for pool in self.every_pool():
             pool.drain()
 
     async def close_control(self) -> None:
@@ -228,9 +340,13 @@ class Served:
         """Return all pools of all hosts."""
         return [pool for host in self.cluster.hosts for pool in host.pools.values()]
 
+    def every_pool(self) -> list[Pool]:
+        """Return all pools, also those that a reload took away and that still have connections."""
+        return [*self.pools(), *self.leaving]
+
     @property
     def settings(self) -> model.Database:
-        """Return what the configuration said at the start: of what a reload takes over, objects know more."""
+        """Return what is in force of the configuration."""
         return self._settings
 
     def login_of(self, pool: str) -> str:
@@ -286,8 +402,7 @@ class Served:
         functions = frozenset((row[0], row[1], row[2]) for row in rows)
         if functions != self._functions:
             self._functions = functions
-            catalog = FunctionCatalog.from_rows(functions, self._settings.routing.safe_functions)
-            self.database.intents.set_catalog(catalog)
+            self.database.intents.set_catalog(self._catalog())
 
     async def _refresh_signer(self) -> None:
         self.database.server_offset = self.health.server_offset
@@ -329,11 +444,16 @@ class Served:
             else:
                 for pool in host.pools.values():
                     pool.give_up(now)
+        for pool in list(self.leaving):
+            pool.maintain(now)
+            if pool.is_empty:
+                log.info("pool %s on %s: its last connection has ended", pool.name, pool.host)
+                del self.leaving[pool]
+                self._logins.pop(pool, None)
 
     # -- wiring
 
-    def _control(self, host: model.Host) -> Control:
-        settings = self._settings
+    def _control(self, host: model.Host, settings: model.Database, tls: ServerTls) -> Control:
         login = settings.control or settings.pools["primary"]
         return Control(
             host.host,
@@ -342,7 +462,7 @@ class Served:
             login.user,
             login.password.get_secret_value(),
             settings.pool_defaults.connect_timeout,
-            self._tls[host.name],
+            tls,
         )
 
     def _primary_control(self) -> Control:
@@ -363,22 +483,27 @@ class Served:
     def _add_pool(self, host: Host, name: str, settings: model.Pool, strict: bool) -> None:
         limits = _limits(settings, strict)
         pool = Pool(name, host.name, limits, pool_part(name, host.name))
-        login = Login(
+        # As all others are in a pause.
+        pool.draining = self.cluster.paused
+        self._logins[pool] = login = self._login(host, name, settings, self._tls[host.name])
+
+        def start_opening(wanting: Pool) -> None:
+            spawn(self._open(wanting), f"connect {login.address}")
+
+        pool.open = start_opening
+        host.pools[name] = pool
+
+    def _login(self, host: Host, pool: str, settings: model.Pool, tls: ServerTls) -> Login:
+        return Login(
             host.address,
             host.port,
             self._settings.database,
             settings.user,
             settings.password.get_secret_value(),
-            name == "readonly",
+            pool == "readonly",
             settings.connect_timeout,
-            self._tls[host.name],
+            tls,
         )
-
-        def start_opening(wanting: Pool) -> None:
-            spawn(self._open(wanting, login), f"connect {login.address}")
-
-        pool.open = start_opening
-        host.pools[name] = pool
 
     def _closed(self, pool: Pool) -> Callable[[Server], None]:
         """Return what is told that a connection of `pool` has ended; the monitor learns of one that ended by itself."""
@@ -390,21 +515,39 @@ class Served:
 
         return closed
 
-    async def _open(self, pool: Pool, login: Login) -> None:
+    async def _open(self, pool: Pool) -> None:
         await _after_failures(pool)
         started = time.monotonic()
+        login = self._logins[pool]
         try:
             server = await connect(login, self._closed(pool))
         except ClientError as error:
+            if self._logins[pool] is not login:
+                pool.opened_in_vain()
+                return
             if pool.failures_in_a_row == 0:
                 log.warning("pool %s on %s: %s", pool.name, pool.host, error.extra)
             pool.open_failed(error)
             if pool.failing:
                 self.health.alarm()
             return
+        if self._logins[pool] is not login:
+            server.close()
+            pool.opened_in_vain()
+            return
         now = time.monotonic()
         pool.stats.connect_time.observe(int((now - started) * 1e6))
         pool.opened(server, now)
+
+
+def _host(host: model.Host, watching: model.Health) -> Host:
+    return Host(
+        host.name,
+        host.host,
+        host.port,
+        host.role,
+        Breaker(watching.failures_to_open, watching.retry_after),
+    )
 
 
 async def _after_failures(pool: Pool) -> None:

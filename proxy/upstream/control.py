@@ -64,6 +64,7 @@ class Control:
             "command_timeout": _COMMAND_TIMEOUT,
         }
         self._idle: list[asyncpg.Connection[Any]] = []
+        self._is_retired = False
         self._room = asyncio.Semaphore(4)
 
     @asynccontextmanager
@@ -82,7 +83,10 @@ class Control:
             except BaseException:
                 connection.terminate()
                 raise
-            self._idle.append(connection)
+            if self._is_retired:
+                connection.terminate()
+            else:
+                self._idle.append(connection)
 
     async def listen(self, channel: str, heard: Callable[[str], None]) -> None:
         """Call `heard` with each payload notified on `channel`, until the connection ends.
@@ -106,6 +110,11 @@ class Control:
         """Close every idle connection: the host's name means another address now."""
         while self._idle:
             self._idle.pop().terminate()
+
+    def retire(self) -> None:
+        """Close every idle connection, and those that are lent as they come back."""
+        self._is_retired = True
+        self.forget()
 
     async def close(self) -> None:
         """Close every idle connection."""

@@ -118,14 +118,24 @@ class Health:
         # How much the servers' clock is ahead of ours, in seconds.
         self.server_offset = 0.0
 
+    @property
+    def thresholds(self) -> Thresholds:
+        """Return when hosts are asked; others may be set, and hold from the next round on."""
+        return self._thresholds
+
+    @thresholds.setter
+    def thresholds(self, thresholds: Thresholds) -> None:
+        self._thresholds = thresholds
+        self.alarm()
+
     def alarm(self) -> None:
         """Probe now: a host doesn't take connections, or has closed some."""
         self._alarmed.set()
 
     async def run(self) -> None:
         """Probe all hosts each interval, for ever; with an interval of 0 only when alarmed, or until all are up."""
-        interval = self._thresholds.interval
         while True:
+            interval = self._thresholds.interval
             if interval or self._alarmed.is_set() or not all(host.up for host in self._cluster.hosts):
                 self._alarmed.clear()
                 await self.probe()
@@ -149,6 +159,15 @@ class Health:
         for answer in self._answers.values():
             self._note_replica(answer)
         self._cluster.resume(time.monotonic())
+
+    def forget(self, host: Host) -> None:
+        """Have nothing to do any more with a host that has left the cluster; another may come under its name."""
+        probe = self._under_way.pop(host.name, None)
+        if probe is not None:
+            probe.task.cancel()
+        self._answers.pop(host.name, None)
+        if self._names is not None:
+            self._names.forget(host.name)
 
     def stop(self) -> None:
         """End the questions that are under way."""
@@ -192,7 +211,9 @@ class Health:
         try:
             await self._question(host)
         finally:
-            self._under_way.pop(host.name, None)
+            probe = self._under_way.get(host.name)
+            if probe is not None and probe.task is asyncio.current_task():
+                del self._under_way[host.name]
 
     async def _question(self, host: Host) -> None:
         control = self._controls[host.name]
@@ -213,10 +234,11 @@ class Health:
             self._cluster.roles_changed()
             return
         assert row is not None
-        host.timeline = int(row["timeline"])
-        host.system = int(row["system"])
+        if host not in self._cluster.hosts:
+            # It has left meanwhile.
+            return
         was = (host.up, host.in_recovery)
-        host.probed(bool(row["in_recovery"]), answered_at - asked_at)
+        _take_in(host, row, answered_at - asked_at)
         if was != (True, host.in_recovery):
             self._cluster.roles_changed()
         position = int(row["position"] or 0)
@@ -252,3 +274,17 @@ class Health:
             host.fresh_as_of = max(fresh)
         behind = [asked_at for asked_at, position in self._samples if position > answer.position]
         host.lag = time.monotonic() - min(behind) if behind else 0.0
+
+
+async def introduce(host: Host, connection: asyncpg.Connection[Any]) -> None:
+    """Ask a host that is no member of its cluster yet what it is: it is up, then, from its first moment there."""
+    asked_at = time.monotonic()
+    row = await connection.fetchrow(_PROBE)
+    assert row is not None
+    _take_in(host, row, time.monotonic() - asked_at)
+
+
+def _take_in(host: Host, row: asyncpg.Record, response_time: float) -> None:
+    host.timeline = int(row["timeline"])
+    host.system = int(row["system"])
+    host.probed(bool(row["in_recovery"]), response_time)

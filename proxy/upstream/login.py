@@ -57,6 +57,11 @@ _MOST_REQUESTS = 4
 """Authentication requests of one login: SCRAM takes SASL, SASLContinue, SASLFinal and Ok. Each may cost us work."""
 
 
+def is_passing(sqlstate: str) -> bool:
+    """Tell whether a server that refuses with `sqlstate` may take the same login in a while."""
+    return sqlstate[:2] in _MAY_PASS
+
+
 @dataclass(frozen=True)
 class Login:
     """Where to log in and as whom; `read_only` opens connections that cannot write."""
@@ -232,8 +237,7 @@ class _LoginProtocol(asyncio.Protocol):
         elif kind == BE_ERROR:
             fields = error_fields(whole, 0, len(whole))
             state = fields.get("C", "")
-            passes = state[:2] in _MAY_PASS
-            raise (HostUnavailable if passes else UpstreamUnavailable)(
+            raise (HostUnavailable if is_passing(state) else UpstreamUnavailable)(
                 "the server refused the login", extra=f"{fields.get('M')} ({fields.get('C')})"
             )
         elif kind == BE_READY:

@@ -67,6 +67,13 @@ class Names:
             retired,
         )
 
+    def forget(self, name: str) -> None:
+        """Know nothing any more of the host `name`: another may come under it."""
+        self._known.pop(name, None)
+        self._looked_up.pop(name, None)
+        self._gone.pop(name, None)
+        self._rotating.discard(name)
+
     def _rotates(self, name: str, before: frozenset[str], addresses: frozenset[str], now: float) -> bool:
         """Tell whether the host's addresses take turns, of which this change is one."""
         gone = self._gone.setdefault(name, {})

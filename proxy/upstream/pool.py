@@ -250,6 +250,11 @@ class Pool:
         elif self.opening == 0:
             self.refuse_all(error)
 
+    def opened_in_vain(self) -> None:
+        """Learn that an attempt to open a connection counts for nothing: the pool logs in otherwise by now."""
+        self.opening -= 1
+        self._grow()
+
     def hope(self) -> None:
         """Learn that the host answers: opening a connection is worth a try."""
         self.failing = False
@@ -308,6 +313,11 @@ class Pool:
         self.drain()
         while (borrower := waiters.pop()) is not None:
             borrower.reroute(now)
+
+    @property
+    def is_empty(self) -> bool:
+        """Tell whether there is no connection, nor one on its way."""
+        return len(self.servers) == 0 and self.opening == 0
 
     def resume(self) -> None:
         """Open connections again."""

@@ -14,7 +14,7 @@ from proxy.errors import UpstreamUnavailable
 from proxy.upstream.breaker import Breaker
 from proxy.upstream.cluster import ROUND_ROBIN, Cluster, Host
 from proxy.upstream.control import Control
-from proxy.upstream.health import Health, Thresholds
+from proxy.upstream.health import Health, Thresholds, introduce
 from proxy.upstream.pool import Pool
 from proxy.upstream.server import CLOSED, Server
 from tests.session.backend import FakeTransport
@@ -351,3 +351,42 @@ async def test_a_primary_of_an_older_timeline_than_was_seen_is_none(rig: Rig) ->
     rig.fakes["two"].down = False
     await rig.probe(6.0)
     assert rig.cluster.primary is rig.hosts["two"]
+
+
+# -- hosts that come and go
+
+
+async def test_a_host_that_was_introduced_serves_from_its_first_moment(rig: Rig) -> None:
+    await rig.probe()
+    fake = FakeHost(True, 100)
+    third = Host("three", "three", 5432, "auto", Breaker(2, 5.0))
+    await introduce(third, cast(Any, fake))
+    assert third.up and third.in_recovery and (third.system, third.timeline) == (77, 1)
+    rig.cluster.hosts = [*rig.cluster.hosts, third]
+    rig.cluster.roles_changed()
+    assert rig.cluster.replicas == [rig.hosts["two"], third]
+
+
+async def test_the_answer_of_a_host_that_has_left_counts_for_nothing(rig: Rig) -> None:
+    await rig.probe()
+    leaving, fake = rig.hosts["two"], rig.fakes["two"]
+    come = Host("two", "elsewhere", 5432, "auto", Breaker(2, 5.0))
+
+    async def leave() -> None:
+        fake.before = None
+        rig.cluster.hosts = [rig.hosts["one"], come]
+        rig.health.forget(leaving)
+        await asyncio.sleep(0)
+
+    fake.before = leave
+    await rig.probe()
+    assert not come.up
+    await rig.probe()
+    assert come.up and rig.cluster.replicas == [come]
+
+
+async def test_another_interval_holds_from_the_next_round_on(rig: Rig) -> None:
+    rig.health.thresholds = Thresholds(7.0, 9.0)
+    assert rig.health.thresholds == Thresholds(7.0, 9.0)
+    await rig.probe()
+    assert rig.cluster.primary is rig.hosts["one"]
