@@ -13,6 +13,8 @@ from typing import Final
 from proxy.errors import (
     AddressNotAllowed,
     ClientError,
+    ClientKilled,
+    ConfigurationChanged,
     DatabaseDisabled,
     FeatureNotSupported,
     InsufficientPermissions,
@@ -54,6 +56,8 @@ _OWN: Final[dict[str, tuple[type[ClientError], int]]] = {
         (UpstreamUnavailable, 503),
         (NoPrimary, 503),
         (ShuttingDown, 503),
+        (ConfigurationChanged, 503),
+        (ClientKilled, 503),
         (DatabaseDisabled, 503),
         (QueryTimeout, 504),
         (QueryCancelled, 504),
