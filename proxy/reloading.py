@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from proxy import config as model
@@ -63,12 +63,15 @@ class Reloading:
         access_log: AccessLog,
         serve: Callable[[str, model.Database, Config], Served],
         mock_secret: Callable[[Config], bytes],
+        share: Callable[[Config], Config],
     ) -> None:
         self._served = served
         self._gate = gate
         self._access_log = access_log
         self._serve = serve
         self._mock_secret = mock_secret
+        # What a configuration of the whole is for this process.
+        self._share = share
         # Held by a reload from the reading of its configuration on.
         self.turn = asyncio.Lock()
         self._leaving: dict[Served, asyncio.Task[None]] = {}
@@ -80,13 +83,13 @@ class Reloading:
 
         Raises SluiceError, and nothing has changed then.
         """
-        prepared = await self._prepare(plan(now, wanted))
-        config = prepared.plan.config
+        planned = plan(now, wanted)
+        prepared = await self._prepare(replace(planned, config=self._share(planned.config)))
         if self._gate.draining:
             await prepared.drop()
             raise ReloadError("the proxy is shutting down")
         self._switch(prepared)
-        switched(config, prepared.tls)
+        switched(planned.config, prepared.tls)
         restart = list(prepared.plan.restart)
         if restart:
             log.warning("reload: a restart is needed for: %s", ", ".join(restart))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import proxy
-from proxy.observe.access_log import AccessLog
+from proxy.observe.access_log import AccessLog, Sink
 from proxy.observe.snapshot import (
     CacheSnapshot,
     HostSnapshot,
     ParseCacheSnapshot,
     PoolSnapshot,
+    SinkSnapshot,
     Snapshot,
     SpoolSnapshot,
 )
@@ -48,7 +49,7 @@ def take(databases: Mapping[str, Served], gate: Gate, access_log: AccessLog, rea
             CacheSnapshot(name, served.keys.hits, served.keys.misses, served.keys.entries())
             for name, served in databases.items()
         ],
-        access_log=access_log.sinks,
+        access_log=[_sink(sink) for sink in access_log.sinks],
         spool=_spool(access_log),
         permits_up=gate.permits is None or gate.permits.up,
         permit_failures=gate.permits.failures if gate.permits is not None else 0,
@@ -96,6 +97,19 @@ def _parse_cache(databases: Mapping[str, Served]) -> ParseCacheSnapshot:
         misses=sum(cache.misses for cache in caches),
         entries=sum(cache.entries() for cache in caches),
         bytes=sum(cache.held_bytes() for cache in caches),
+    )
+
+
+def _sink(sink: Sink) -> SinkSnapshot:
+    return SinkSnapshot(
+        name=sink.name,
+        written=sink.written,
+        dropped=sink.dropped,
+        refused=sink.refused,
+        failures=sink.failures,
+        waiting=sink.backlog.rows,
+        waiting_bytes=sink.backlog.bytes,
+        last_error=sink.last_error,
     )
 
 

@@ -21,11 +21,11 @@ LAYERS = """
     transport
     upstream
     preflight
-    session
+    session processes
     admin http
     api
-    board snapshots upkeep reloading app
-    serving
+    board snapshots upkeep reloading whole app
+    supervisor serving
     embedded migrate setup keys keychecks keyprint keytool logreader cloudflare deploy explain top demo
     options cli __main__
 """

@@ -17,7 +17,17 @@ _STEP: Final = 0.02
 
 
 async def carry_out(command: Command, site: Site) -> str:
-    """Do what `command` says; returns what its client should know beside, "" for nothing.
+    """Do what `command` says, in all workers; returns what its client should know beside, "" for nothing.
+
+    Raises ClientError where it can't be done. Cancelled, PAUSE takes itself back.
+    """
+    if site.others is not None:
+        return await site.others.carry_out(command)
+    return await carry_out_here(command, site)
+
+
+async def carry_out_here(command: Command, site: Site) -> str:
+    """Do the same in this process alone.
 
     Raises ClientError where it can't be done. Cancelled, PAUSE takes itself back.
     """

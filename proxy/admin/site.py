@@ -4,12 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
+from proxy.admin.commands import Command
+from proxy.admin.facts import Facts, Figures
 from proxy.config import Config
 from proxy.errors import UnknownDatabase
 from proxy.observe.record import AccessBuffer
 from proxy.session.gate import Gate
 from proxy.session.served import Served
+
+
+class Others(Protocol):
+    """The other workers of this proxy, whose clients and pools the console shows and commands too."""
+
+    async def facts(self, subject: str) -> list[Facts]:
+        """Return what the others' SHOW `subject` is made of."""
+
+    async def figures(self) -> list[dict[str, Figures]]:
+        """Return what the others have done for each database."""
+
+    async def carry_out(self, command: Command) -> str:
+        """Do what `command` says, here and there; raises ClientError."""
 
 
 @dataclass
@@ -26,6 +42,8 @@ class Site:
     config: Callable[[], Config]
     reload: Callable[[], Awaitable[list[str]]]
     shutdown: Callable[[bool], None]
+    # Where there are several workers.
+    others: Others | None = None
     # All databases were paused at once.
     paused: bool = False
     # Commands that the console has answered, those of drivers too, and the µs that they took.

@@ -30,6 +30,7 @@ def findings(config: Config, *, new_keys_file: bool = False) -> Iterator[Finding
     yield from _auth(config, new_keys_file)
     for name, database in config.databases.items():
         yield from _database(config, name, database)
+        yield from _shares(config, name, database)
 
 
 def unavailable(config: Config) -> Iterator[Finding]:
@@ -37,8 +38,6 @@ def unavailable(config: Config) -> Iterator[Finding]:
 
     A key that would be ignored in silence is worst where it is about protection, so it is an error.
     """
-    if config.workers > 1:
-        yield Finding(("workers",), "more than one worker is not available yet")
     for name, database in config.databases.items():
         for at, host in enumerate(database.hosts):
             path: Path = ("databases", name, "hosts", at)
@@ -63,6 +62,9 @@ def _listening(config: Config) -> Iterator[Finding]:
     if config.workers > 1 and listen.port == 0:
         message = "with more than one worker the port can't be left open: they have to share it"
         yield Finding(("listen", "port"), message, (("workers",),))
+    if listen.max_clients < config.workers:
+        message = f"less than one for each of {config.workers} workers"
+        yield Finding(("listen", "max_clients"), message, (("workers",),))
 
 
 def _auth(config: Config, new_keys_file: bool) -> Iterator[Finding]:
@@ -95,6 +97,16 @@ def _database(config: Config, name: str, database: Database) -> Iterator[Finding
         if pool not in database.pools:
             yield Finding((*path, "pools"), f"the pool {pool} is missing")
     yield from _hosts(path, database.hosts)
+
+
+def _shares(config: Config, name: str, database: Database) -> Iterator[Finding]:
+    """Yield pools that can't be shared out: a worker without a connection could serve nobody."""
+    for pool, settings in database.pools.items():
+        if settings.max < config.workers:
+            message = (
+                f"less than one connection for each of {config.workers} workers: raise it, or lower workers"
+            )
+            yield Finding(("databases", name, "pools", pool, "max"), message, (("workers",),))
 
 
 def _hosts(path: Path, hosts: list[Host]) -> Iterator[Finding]:

@@ -32,6 +32,9 @@ DEFAULTS: Final[Any] = {}
 # pglast can crash the process on longer texts: `SELECT 1+1+…` of 64 KB overflows the C stack.
 MOST_PARSE_BYTES: Final = 32 * 1024
 
+# A client's process id can name 256 processes: the new workers of a handover, and those that still drain.
+MOST_WORKERS: Final = 64
+
 Duration = Annotated[float, BeforeValidator(units.duration), Field(ge=0, le=366 * 86400)]
 PositiveDuration = Annotated[float, BeforeValidator(units.duration), Field(gt=0, le=366 * 86400)]
 Size = Annotated[int, BeforeValidator(units.size), Field(ge=0)]
@@ -346,7 +349,8 @@ def _off(value: Any) -> Any:
 def _workers(value: Any) -> Any:
     if value != "auto":
         return value
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_WORKERS)
 
 
 class Config(Section):
@@ -354,7 +358,7 @@ class Config(Section):
 
     listen: Listen = DEFAULTS
     http: Annotated[Http | None, BeforeValidator(_off)] = DEFAULTS
-    workers: Annotated[int, BeforeValidator(_workers), Field(ge=1, le=1024)] = 1
+    workers: Annotated[int, BeforeValidator(_workers), Field(ge=1, le=MOST_WORKERS)] = 1
     auth: Auth = DEFAULTS
     identity: Identity = DEFAULTS
     databases: dict[Name, Database] = Field(min_length=1)

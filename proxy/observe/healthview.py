@@ -32,7 +32,7 @@ def health(snapshot: Snapshot) -> dict[str, object]:
         "access_log": [
             {
                 "sink": sink.name,
-                "waiting": sink.backlog.rows,
+                "waiting": sink.waiting,
                 "dropped": sink.dropped,
                 "error": sink.last_error,
             }

@@ -22,7 +22,6 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from proxy.observe.access_log import Sink
 from proxy.observe.snapshot import (
     BREAKER_STATES,
     ROLES,
@@ -30,6 +29,7 @@ from proxy.observe.snapshot import (
     HostSnapshot,
     ParseCacheSnapshot,
     PoolSnapshot,
+    SinkSnapshot,
     Snapshot,
     SpoolSnapshot,
 )
@@ -335,7 +335,7 @@ def _cache(name: str, lookups: str, entries: str, caches: Sequence[CacheSnapshot
     yield from (found, held)
 
 
-def _access_log(sinks: Sequence[Sink]) -> Iterator[Metric]:
+def _access_log(sinks: Sequence[SinkSnapshot]) -> Iterator[Metric]:
     records = CounterMetricFamily(
         "pgsluice_access_log_records",
         "Access records: written, dropped for want of room, refused by the destination.",
@@ -358,8 +358,8 @@ def _access_log(sinks: Sequence[Sink]) -> Iterator[Metric]:
         ):
             records.add_metric((sink.name, result), number)
         failures.add_metric((sink.name,), sink.failures)
-        waiting.add_metric((sink.name,), sink.backlog.rows)
-        size.add_metric((sink.name,), sink.backlog.bytes)
+        waiting.add_metric((sink.name,), sink.waiting)
+        size.add_metric((sink.name,), sink.waiting_bytes)
     yield from (records, failures, waiting, size)
 
 

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from proxy.observe.access_log import Sink
 from proxy.observe.stats import PoolStats, ProxyStats
 
 ROLES: Final = ("primary", "replica", "unknown")
@@ -87,8 +86,22 @@ class SpoolSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class SinkSnapshot:
+    """One destination of the access log: records since the start, and those that wait for it."""
+
+    name: str
+    written: int = 0
+    dropped: int = 0
+    refused: int = 0
+    failures: int = 0
+    waiting: int = 0
+    waiting_bytes: int = 0
+    last_error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The whole process."""
+    """The whole process, or all workers."""
 
     version: str
     compiled: bool
@@ -104,7 +117,7 @@ class Snapshot:
     parse_cache: ParseCacheSnapshot = field(default_factory=ParseCacheSnapshot)
     prepared_cache: Sequence[CacheSnapshot] = ()
     key_cache: Sequence[CacheSnapshot] = ()
-    access_log: Sequence[Sink] = ()
+    access_log: Sequence[SinkSnapshot] = ()
     spool: SpoolSnapshot = field(default_factory=SpoolSnapshot)
     # Whether the store of rate limits answers (true where there is none), and how often it didn't.
     permits_up: bool = True

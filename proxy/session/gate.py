@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from proxy.auth.key import Key
 from proxy.auth.keystore import KeyStore
 from proxy.auth.ratelimit import TokenBucket
+from proxy.auth.shared_limits import SharedLimits
 from proxy.errors import ClientError, PoolExhausted, ShuttingDown
 from proxy.observe.stats import ProxyStats
 from proxy.session.database import Database
@@ -65,6 +66,8 @@ class Gate:
     buckets: dict[str, TokenBucket] = field(default_factory=dict)
     # Where other processes count the same keys' statements, if anywhere.
     permits: PermitStore | None = None
+    # What keys have left in all workers, where there are several.
+    limits: SharedLimits | None = None
 
     def check_room(self) -> None:
         """Raise what keeps everybody new out now: the end of the process, or too many clients."""
@@ -87,6 +90,8 @@ class Gate:
             now, per_minute = time.monotonic(), key.rate_limit_per_minute
             if self.permits is not None:
                 bucket = self.permits.bucket(key.id, per_minute, now)
+            elif self.limits is not None:
+                bucket = self.limits.bucket(key.id, per_minute, now)
             else:
                 bucket = TokenBucket(per_minute, now)
             self.buckets[key.id] = bucket

@@ -61,6 +61,8 @@ _WRITE_USAGE = 5.0
 _LAST_USAGE = 2.0
 _RETRY = 1.0
 _MAINTENANCE = 0.1
+# Seconds for which a process that takes no more clients keeps a server connection that nobody uses.
+_RETIRED_IDLE = 1.0
 
 
 class Served:
@@ -73,7 +75,9 @@ class Served:
         config: model.Config,
         access: AccessBuffer,
         stats: ProxyStats,
+        is_first: bool = True,
     ) -> None:
+        """Begin with nothing connected; of several workers the first does what has to be done once."""
         self.name = name
         self._settings = settings
         self._signed = config.identity.mode == "signed"
@@ -124,7 +128,7 @@ class Served:
             reading.knows = self.keys.knows
         self.watch_slow(config.access_log.slow_query)
         self.access_table = AccessTable(self._primary_control)
-        self._logs_to_table = config.access_log.sinks.count("table") > 0
+        self._makes_partitions = is_first and config.access_log.sinks.count("table") > 0
         self._functions: frozenset[tuple[str, str, str]] = frozenset()
         self._listens = config.auth.keys == "database"
         self._signing = Signing(self.database, self.controls)
@@ -145,7 +149,7 @@ class Served:
         kept = [(self._refresh_functions, _REFRESH_FUNCTIONS), (self._refresh_signer, _REFRESH_SIGNER)]
         if self._listens:
             kept.append((self._write_usage, _WRITE_USAGE))
-        if self._logs_to_table:
+        if self._makes_partitions:
             kept.append((self._ensure_partitions, _REFRESH_PARTITIONS))
         if self._signed:
             kept.append((self._watch_rights, _WATCH_RIGHTS))
@@ -319,6 +323,20 @@ class Served:
     def watch_slow(self, seconds: float) -> None:
         """Tell the log of statements that take so long; 0 for none."""
         self.database.slow_us = int(seconds * 1e6) if seconds > 0.0 else NEVER
+
+    def retire(self) -> None:
+        """Keep no more server connections than sessions use: another process opens its own meanwhile."""
+        for pool in self.pools():
+            limits = pool.limits
+            pool.limits = PoolLimits(
+                0,
+                limits.maximum,
+                limits.acquire_timeout,
+                _RETIRED_IDLE,
+                limits.max_lifetime,
+                limits.max_uses,
+                limits.strict,
+            )
 
     async def stop(self) -> None:
         """End the tasks and close every server connection that is idle."""

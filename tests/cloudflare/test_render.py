@@ -297,7 +297,12 @@ def test_compose_files_fit_the_specification() -> None:
 def test_kubernetes_manifests_are_valid_and_hold_no_secret() -> None:
     answers = [answer for answer in ANSWERS if "hostname" not in answer]
     files = written(
-        *answers, "--hostname=db.example.com=postgres:6543", "--only=kubernetes", "--namespace=tenant-1"
+        *answers,
+        "--hostname=db.example.com=postgres:6543",
+        "--metrics-hostname=metrics.example.com",
+        "--http-service=pgsluice:9876",
+        "--only=kubernetes",
+        "--namespace=tenant-1",
     )
     objects = deployment.kustomized(Path("cloudflare/kubernetes"))
     deployment.check_kubernetes(objects)
@@ -319,7 +324,7 @@ def test_kubernetes_manifests_are_valid_and_hold_no_secret() -> None:
     assert parsed.http is not None and parsed.http.host == "0.0.0.0"
     assert parsed.databases["app"].hosts[0].transport == "cloudflare"
     egress = named["NetworkPolicy", "cloudflared"]["spec"]["egress"][-1]["ports"]
-    assert {"protocol": "TCP", "port": 6543} in egress
+    assert {5432, 6543, 9876} <= {each["port"] for each in egress if each["protocol"] == "TCP"}
     assert "Secret" not in {each["kind"] for each in objects}
     assert files
 

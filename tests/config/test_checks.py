@@ -33,6 +33,8 @@ def test_the_defaults_are_sound() -> None:
         ({"listen": {"unix_socket_dir": "run"}}, "listen.unix_socket_dir", "no directory /nowhere/run"),
         ({"listen": {"port": "9432"}}, "http.port", "the same as listen.port"),
         ({"listen": {"port": "0"}, "workers": "2"}, "listen.port", "can't be left open"),
+        ({"workers": "3"}, "databases.app.pools.background.max", "less than one connection for each of 3"),
+        ({"workers": "2", "listen": {"max_clients": "1"}}, "listen.max_clients", "one for each of 2 workers"),
         ({"auth": {"keys": "file"}}, "auth.keys_file", "no file /nowhere/keys.yaml"),
         (
             {"auth": {"methods": ["password"]}, "listen": {"host": "0.0.0.0"}},

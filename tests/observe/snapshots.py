@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from proxy.observe.access_log import Sink
-from proxy.observe.batches import Batch, MemoryBacklog
 from proxy.observe.snapshot import (
     CacheSnapshot,
     HostSnapshot,
     ParseCacheSnapshot,
     PoolSnapshot,
+    SinkSnapshot,
     Snapshot,
     SpoolSnapshot,
 )
@@ -31,11 +30,6 @@ def snapshot() -> Snapshot:
     pool.retries.add("25006")
     pool.assignments, pool.preludes, pool.claims = 20, 8, 6
 
-    async def deliver(batch: Batch) -> None:
-        raise AssertionError("never delivered")
-
-    sink = Sink("table", deliver, MemoryBacklog(100))
-    sink.written, sink.dropped = 41, 1
     return Snapshot(
         version="1.2.3",
         compiled=True,
@@ -58,6 +52,6 @@ def snapshot() -> Snapshot:
         stranded={"app": 2},
         prepared_cache=[CacheSnapshot("app", hits=30, misses=4, entries=3)],
         key_cache=[CacheSnapshot("app", hits=11, misses=2, entries=1)],
-        access_log=[sink],
+        access_log=[SinkSnapshot("table", written=41, dropped=1)],
         spool=SpoolSnapshot(records=1000, bytes=250_000, segments=2, dropped=7),
     )
