@@ -53,6 +53,7 @@ from proxy.observe.snapshot import (
     HostSnapshot,
     ParseCacheSnapshot,
     PoolSnapshot,
+    ResultCacheSnapshot,
     Snapshot,
     SpoolSnapshot,
 )
@@ -353,6 +354,24 @@ class Proxy:
             key_cache=[
                 CacheSnapshot(name, served.keys.hits, served.keys.misses, served.keys.entries())
                 for name, served in self.served.items()
+            ],
+            result_cache=[
+                ResultCacheSnapshot(
+                    name,
+                    results.hits,
+                    results.stale_hits,
+                    results.misses,
+                    results.waits,
+                    results.stores,
+                    results.refusals,
+                    results.evictions,
+                    results.invalidations,
+                    len(results.entries),
+                    results.bytes,
+                    results.max_bytes,
+                )
+                for name, served in self.served.items()
+                if (results := served.database.results) is not None
             ],
             access_log=self.access_log.sinks,
             spool=SpoolSnapshot(spool.rows, spool.bytes, spool.segments, spool.unreadable)

@@ -27,7 +27,9 @@ from proxy.query.cache import IntentCache
 from proxy.query.functions import SNAPSHOT_QUERY, FunctionCatalog
 from proxy.query.intent import Intent
 from proxy.session.database import Database
+from proxy.session.keeping import Keeping
 from proxy.session.key_reading import KeyReading
+from proxy.session.results import Results
 from proxy.session.signing import Signing
 from proxy.session.usage import write_usage
 from proxy.tasks import spawn, stop
@@ -47,6 +49,7 @@ log = logging.getLogger(__name__)
 _BALANCE = {"round_robin": ROUND_ROBIN, "least_connections": LEAST_CONNECTIONS, "random": RANDOM}
 
 _KEY_CHANNEL = "sluice_keys"
+_CACHE_CHANNEL = "sluice_cache"
 
 _ENSURE_PARTITIONS = "SELECT sluice.ensure_partitions()"
 
@@ -115,6 +118,7 @@ class Served:
         self.database.lazy_begin = routing.lazy_begin
         self.database.read_your_writes = routing.read_your_writes
         self.database.retries_refused_reads = routing.retry_readonly_errors
+        self._keeping = Keeping(self.database, self.cluster)
         self._take_over(settings)
         for host in self.cluster.hosts:
             for pool_name, pool in settings.pools.items():
@@ -161,6 +165,7 @@ class Served:
         self._tasks = [
             spawn(self.health.run(), f"{self.name}: health"),
             spawn(self._maintenance(), f"{self.name}: pools"),
+            spawn(self._hear_writes(), f"{self.name}: writes elsewhere"),
             *(
                 spawn(self._keep(refresh, interval), f"{self.name}: {refresh.__name__}")
                 for refresh, interval in kept
@@ -189,6 +194,7 @@ class Served:
             "pools": True,
             "pool_defaults": True,
             "health": {"failover_wait", "failover_attempts"},
+            "cache": True,
         }
         same = settings.model_dump(exclude=fixed) == self._settings.model_dump(exclude=fixed)
         logins = {name: (pool.user, pool.password) for name, pool in settings.pools.items()}
@@ -203,6 +209,7 @@ class Served:
         self.client_idle = settings.timeouts.client_idle
         self.database.failover_wait = settings.health.failover_wait
         self.database.failover_attempts = settings.health.failover_attempts
+        self._keeping.take_over(settings)
 
     def watch_slow(self, seconds: float) -> None:
         """Tell the log of statements that take so long; 0 for none."""
@@ -312,12 +319,37 @@ class Served:
             await asyncio.sleep(_RETRY)
             self.keys.changed_all()
 
+    async def _hear_writes(self) -> None:
+        """Hear, while results are kept, of relations that were written elsewhere.
+
+        Behind an interruption nothing is known of what happened meanwhile.
+        """
+        while True:
+            results = self.database.results
+            if results is not None:
+                with contextlib.suppress(ClientError):
+                    await self._primary_control().listen(
+                        _CACHE_CHANNEL, self._keeping.heard, self._keeping.flush
+                    )
+                    self._keeping.flush()
+            await asyncio.sleep(_RETRY)
+
     async def _maintenance(self) -> None:
         while True:
             await asyncio.sleep(_MAINTENANCE)
             self._maintain(time.monotonic())
 
+    @property
+    def results(self) -> Results:
+        """Return the results that are kept; none where that is off."""
+        return self._keeping.results
+
+    def flush_results(self) -> None:
+        """Drop every result that is kept."""
+        self._keeping.flush()
+
     def _maintain(self, now: float) -> None:
+        self._keeping.tick(now)
         first = self.cluster.stranded.first
         if first is not None and now - first.stranded_since >= self.database.failover_wait:
             # Whoever has waited long enough is told so, the others wait on.
