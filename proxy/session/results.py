@@ -63,7 +63,10 @@ PATIENCE: Final = 30.0
 client doesn't read, or goes, lets go of them at once."""
 
 AFTER_FAILURE: Final = 1.0
-"""Seconds for which everybody asks by himself what couldn't be kept: it may have been an error or a write between."""
+"""Seconds for which everybody asks by himself what couldn't be kept: an error, most likely, which comes again."""
+
+AFTER_WRITE: Final = 0.02
+"""Seconds for which that holds of what a write has overtaken: who waited asks at once, and not one behind the other."""
 
 AFTER_EXCESS: Final = 60.0
 """Seconds for which that holds of what was too large."""
@@ -218,8 +221,11 @@ class Results:
         """Keep the answer that has come, and let everybody go on who waits; None where it can't be kept."""
         data = b"".join(flight.chunks)
         start = kept_from(data)
-        if flight.over or start < 0 or not self._holds(flight, now):
+        if flight.over or start < 0:
             self.fail(flight, now)
+            return None
+        if not self._holds(flight, now):
+            self.fail(flight, now, AFTER_WRITE)
             return None
         entry = Entry(flight.key, data[start:], flight.as_of, flight.relations, family)
         entry.rows = flight.reply.rows

@@ -78,8 +78,10 @@ def test_the_extended_protocol_shares_what_it_reads_alike(cached: Cached, in_pie
     unnamed = parse("", READ) + bind() + describe("", b"P") + execute() + SYNC
     named = bind("s") + describe("", b"P") + execute() + SYNC
     answers = []
+    client = cached.client()
     for messages in (unnamed, unnamed, parse("s", READ) + SYNC, named, named):
-        client = cached.client() if messages is unnamed else client  # noqa: F821
+        if messages is unnamed:
+            client = cached.client()
         pieces = [messages[at : at + 1] for at in range(len(messages))] if in_pieces else [messages]
         for piece in pieces:
             client.send(piece)
@@ -389,14 +391,17 @@ def waiting(cached: Cached) -> tuple[Client, Client]:
     return first, second
 
 
+def died(cached: Cached, first: Client) -> None:
+    (backend,) = [each for each in cached.backends if each.server.borrower is first.session]
+    backend.die()
+
+
 FAILURES: dict[str, Callable[[Cached, Client], object]] = {
     "an error": lambda cached, first: cached.failing.update({"notes": "42P01"}),
     "its client goes": lambda cached, first: first.vanish(),
     "its client doesn't read": lambda cached, first: first.session.pause_writing(),
     "its client sends more": lambda cached, first: first.send(query("SELECT 2")),
-    "its server dies": lambda cached, first: [
-        each.die() for each in cached.backends if each.server.borrower is first.session
-    ],
+    "its server dies": lambda cached, first: died(cached, first),
     "a write": lambda cached, first: cached.results.wrote(["notes"], cached.now + 0.001),
     "no results any more": lambda cached, first: cached.results.let_go(cached.now),
     "it takes too long": lambda cached, first: cached.results.tick(cached.now + PATIENCE + 1.0),
