@@ -28,11 +28,17 @@ from proxy.session.unit import Message, Unit
 from proxy.upstream.pool import RESET_TIMEOUT
 from proxy.upstream.server import Server
 from proxy.wire.codes import FE_BIND, FE_DESCRIBE, FE_EXECUTE, FE_PARSE, FE_QUERY, FE_SYNC, HEADER
-from proxy.wire.messages import PARSE_COMPLETE, SYNC, execute, message, parse
+from proxy.wire.messages import PARSE_COMPLETE, SYNC, message, parse
 from proxy.wire.replies import SINGLE
 
 MAX_CHANGED: Final = 1_000
 """Relations that one transaction is known to have changed; with more it has changed everything."""
+
+# With any other value than these a text is not read as the proxy's parser reads it.
+_PLAIN_VALUES: Final = {
+    "client_encoding": frozenset(["utf8", "utf-8", "utf_8", "unicode"]),
+    "standard_conforming_strings": frozenset(["on", "true", "yes", "1"]),
+}
 
 _POOL_PART: Final = pool_part("cache", "")
 _FRESH_PART: Final = route_part("cache", "kept result")
@@ -40,7 +46,7 @@ _STALE_PART: Final = route_part("cache", "kept result, being asked for anew")
 
 # What stands behind Bind in a statement that is one message: Execute and Sync, and perhaps a Describe.
 _ENDED: Final[i64] = 15
-_EXECUTE: Final = execute(b"")
+_ALL_ROWS: Final = b"\0\0\0\0"
 _DESCRIBE_PORTAL: Final = b"D\x00\x00\x00\x06P\x00"
 
 
@@ -72,15 +78,20 @@ class Caching(Deferring):
         ran = sole_statement(unit)
         if ran is None:
             return False
-        key = self._scope() + asked_of(unit)
+        scope = self._scope()
+        if len(scope) == 0:
+            return False
+        key = scope + asked_of(unit)
         if len(key) > MAX_KEY:
             return False
         entry = results.find(key, now, ttl, self.last_write)
         if entry is not None:
-            is_stale = now - entry.as_of > ttl
-            if is_stale:
-                self._ask_anew(results, entry, unit, ran, now)
-            self._serve(results, entry, unit, ran, is_stale)
+            if now - entry.as_of <= ttl:
+                self._serve(results, entry, unit, ran, False)
+            else:
+                alone = asked_alone(unit, ran)
+                self._serve(results, entry, unit, ran, True)
+                self._ask_anew(results, entry, ran, alone, now)
             return True
         results.misses += 1
         if results.refuses(key, now):
@@ -104,13 +115,18 @@ class Caching(Deferring):
         """Return what a result depends on beside the statement: who asks, with which settings, under which login.
 
         All that an identity carries is in it, as PostgreSQL is told it. Without one the pool's login is all that
-        PostgreSQL knows, so that results are everybody's.
+        PostgreSQL knows, so that results are everybody's. b"" where texts may mean something else than they were
+        taken for.
         """
         if self.scope_profile is not self.profile or self.scope_pool != self.route.pool:
             self.scope_profile = self.profile
             self.scope_pool = self.route.pool
             parts = [self.identity if self.database.signed else "", self.scope_pool]
             for name, value in self.profile.values:
+                plain = _PLAIN_VALUES.get(name)
+                if plain is not None and value.strip("' ").lower() not in plain:
+                    self.scope = b""
+                    return self.scope
                 parts.append(f"{name}={value}")
             # No part can hold a NUL, and none but the first can be empty: this can't be read in two ways.
             self.scope = "\0".join(parts).encode("utf-8", "surrogatepass") + b"\0\0"
@@ -165,14 +181,14 @@ class Caching(Deferring):
 
     # -- keeping answers
 
-    def _ask_anew(self, results: Results, entry: Entry, unit: Unit, ran: Message, now: float) -> None:
+    def _ask_anew(self, results: Results, entry: Entry, ran: Message, alone: bytes, now: float) -> None:
         """Have `entry` asked for anew beside this session, unless somebody does already."""
         refresh = self.database.refresh
         if refresh is None or entry.key in results.flights or results.refuses(entry.key, now):
             return
         flight = results.begin(entry.key, entry.relations, ran, now)
-        if not refresh(self, flight, asked_alone(unit, ran)):
-            results.fail(flight, now, AFTER_FAILURE)
+        if not refresh(self, flight, alone):
+            results.fail(flight, now)
 
     def _fills(self, now: float) -> None:
         """Note that the question whose answer is to be kept is sent to the connection that was lent."""
@@ -256,8 +272,8 @@ class Caching(Deferring):
 def sole_statement(unit: Unit) -> Message | None:
     """Return the message that runs the one statement of `unit`; None where it is of another form than is kept.
 
-    These are a Query; and Bind, Execute and Sync of the unnamed portal with all of its rows, perhaps with a Parse of
-    the unnamed statement before, and a Describe of the portal between them.
+    These are a Query; and Bind, Execute and Sync of the unnamed portal, perhaps with a Parse of the unnamed statement
+    before, and a Describe of the portal between them.
     """
     first = unit.first
     last = unit.last
@@ -289,19 +305,22 @@ def sole_statement(unit: Unit) -> Message | None:
         ran = ran.following
     if ran is None or ran.message_code != FE_EXECUTE or ran.edit is not None or ran.following is not last:
         return None
-    return ran if ran.data[ran.start : ran.end] == _EXECUTE and last.message_code == FE_SYNC else None
+    is_unnamed = ran.data[ran.start + HEADER] == 0
+    return ran if is_unnamed and last.message_code == FE_SYNC else None
 
 
 def asked_of(unit: Unit) -> bytes:
     """Return what a unit that `sole_statement` has looked at asks for, whatever its statement is called.
 
-    Its statement's number stands for text, parameter types, and the settings under which it is parsed.
+    Its statement's number stands for text, parameter types, and the settings under which it is parsed. The Execute's
+    row limit, four bytes, and what the Bind says of values and formats stand behind it.
     """
     first = unit.first
     assert first is not None
     if first.message_code == FE_QUERY:
         return b"Q" + first.data[first.start + HEADER : first.end - 1]
     is_described = False
+    limit = _ALL_ROWS
     if first.kind == SINGLE:
         data = first.data
         bind: i64 = first.start
@@ -315,10 +334,15 @@ def asked_of(unit: Unit) -> bytes:
         bound: Message | None = first.following if first.message_code == FE_PARSE else first
         assert bound is not None
         rest = bound.data[bound.name_end + 1 : bound.end]
-        is_described = bound.following is not None and bound.following.message_code == FE_DESCRIBE
+        ran = bound.following
+        if ran is not None and ran.message_code == FE_DESCRIBE:
+            is_described = True
+            ran = ran.following
+        assert ran is not None
+        limit = ran.data[ran.end - len(_ALL_ROWS) : ran.end]
         statement = bound.statement
     assert statement is not None
-    return (b"D%d\0" if is_described else b"E%d\0") % statement.number + rest
+    return (b"D%d\0" if is_described else b"E%d\0") % statement.number + limit + rest
 
 
 def asked_alone(unit: Unit, ran: Message) -> bytes:
@@ -328,12 +352,13 @@ def asked_alone(unit: Unit, ran: Message) -> bytes:
         return message(FE_QUERY, asked[1:] + b"\0")
     statement = ran.statement
     assert statement is not None
-    rest = asked[asked.index(b"\0") + 1 :]
+    limit_at = asked.index(b"\0") + 1
+    rest = asked[limit_at + len(_ALL_ROWS) :]
     described = _DESCRIBE_PORTAL if asked.startswith(b"D") else b""
     return (
         parse(b"", statement.sql, statement.types)
         + message(FE_BIND, b"\0\0" + rest)
         + described
-        + _EXECUTE
+        + message(FE_EXECUTE, b"\0" + asked[limit_at : limit_at + len(_ALL_ROWS)])
         + SYNC
     )

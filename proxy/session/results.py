@@ -28,6 +28,7 @@ from proxy.wire.codes import (
     BE_DATA_ROW,
     BE_NO_DATA,
     BE_PARSE_COMPLETE,
+    BE_PORTAL_SUSPENDED,
     BE_READY,
     BE_ROW_DESCRIPTION,
     HEADER,
@@ -409,7 +410,8 @@ def kept_from(data: bytes) -> i64:
             return -1
         if kind == BE_READY:
             return start if end == n and completed and data[n - 1] == IDLE else -1
-        if kind == BE_COMMAND_COMPLETE:
+        if kind == BE_COMMAND_COMPLETE or kind == BE_PORTAL_SUSPENDED:
+            # Of a portal that has more rows than were asked for nothing is left behind the Sync.
             if completed:
                 return -1
             completed = True

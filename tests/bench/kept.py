@@ -115,8 +115,8 @@ def main(arguments: Sequence[str]) -> int:
         far = {"name": "far", "host": "127.0.0.1", "port": tunnel.port, "tls": {"mode": "off"}}
         for mode in ("off", "on"):
             proxy = _proxy(installation, directory / f"far-{mode}", mode, hosts=[far])
-            found = sorted(times(proxy.login(*key), 300 if mode == "on" else 50))
-            median, p99 = statistics.median(found) * 1e3, found[int(len(found) * 0.99)] * 1e3
+            waited = sorted(times(proxy.login(*key), 300 if mode == "on" else 50))
+            median, p99 = statistics.median(waited) * 1e3, waited[int(len(waited) * 0.99)] * 1e3
             kept = "kept" if mode == "on" else "not kept"
             print(
                 f"a way of {ROUND_TRIP * 1e3:.0f} ms, {kept}: median {median:.3f} ms, 99 % within {p99:.3f} ms"

@@ -8,6 +8,7 @@ import statistics
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,12 +23,17 @@ from tests.integration.support import DATABASE, Installation, Login, Proxy, wait
 ROUND_TRIP = 0.04
 
 
+def keeps(installation: Installation, mode: str = "on", **cache: str) -> dict[str, Any]:
+    """Return the configuration of a proxy that keeps results, of the primary alone."""
+    changes = cached.changes(installation)
+    changes["databases"][DATABASE]["cache"] = {"mode": mode, **cache}
+    return {**changes, "access_log": {"sinks": ["table", "stdout"]}}
+
+
 @pytest.fixture(scope="module")
 def keeping(installation: Installation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    """Give a proxy that keeps results, of the primary alone."""
-    changes = cached.changes(installation)
-    changes["databases"][DATABASE]["cache"] = {"mode": "on", "ttl": "60s"}
-    proxy = Proxy(installation, tmp_path_factory.mktemp("keeping"), changes)
+    """Give a proxy that keeps results for a minute."""
+    proxy = Proxy(installation, tmp_path_factory.mktemp("keeping"), keeps(installation, ttl="60s"))
     proxy.start()
     yield proxy
     proxy.stop()
@@ -76,7 +82,8 @@ async def test_asyncpg_gets_a_kept_result(keeping: Proxy, kept: Login, make_tabl
             for _ in range(3):
                 assert [tuple(row) for row in await connection.fetch(f"SELECT * FROM {table}")] == [(1, "{}")]
                 assert await connection.fetchval(f"SELECT a FROM {table} WHERE a = $1", 1) == 1
-    assert given(keeping) == before + 10
+    # What runs behind the Flush with which it prepares a statement, on the connection held, is asked for.
+    assert given(keeping) == before + 6
 
 
 def test_a_write_through_the_proxy_is_seen_at_once(kept: Login, make_table: MakeTable) -> None:
@@ -117,7 +124,7 @@ def test_a_write_elsewhere_is_heard_of(
             for number in range(1, 4):
                 assert shows(number - 1)
                 installation.execute(f"UPDATE public.{table} SET a = {number}")
-                wait_until(lambda number=number: shows(number), 5.0, "what was written elsewhere")
+                wait_until(partial(shows, number), 5.0, "what was written elsewhere")
             installation.execute(f"TRUNCATE public.{table}")
             wait_until(lambda: reader.execute(f"SELECT a FROM {view}").fetchone() is None, 5.0)
     finally:
@@ -161,7 +168,7 @@ def test_row_level_security_has_its_say(
 def test_a_key_has_its_say_and_so_has_one_that_replaces_it(
     installation: Installation, start_proxy: Callable[..., Proxy], make_key: MakeKey, make_table: MakeTable
 ) -> None:
-    proxy = start_proxy({"databases": {DATABASE: {"cache": {"mode": "asked"}}}})
+    proxy = start_proxy(keeps(installation, "asked"))
     table = make_table("a int", "VALUES (0)")
     key_id, key = make_key()
 
@@ -179,7 +186,9 @@ def test_a_key_has_its_say_and_so_has_one_that_replaces_it(
         assert superuser.execute("SELECT sluice.keep_results(%s, true)", (key_id,)).fetchone() == (True,)
         wait_until(lambda: asks(login) == 3 or asks(login) == 3, 5.0, "the key's say")
         assert asks(login, "/* sluice: cache=off */") == 0
-        (made,) = superuser.execute("SELECT sluice.rotate_api_key(%s)", (key_id,)).fetchone() or ({},)
+        rotated = superuser.execute("SELECT sluice.rotate_api_key(%s)", (key_id,)).fetchone()
+    assert rotated is not None
+    made = rotated[0]
     newer = proxy.login(made["id"], made["api_key"])
     asks(newer)
     assert asks(newer) == 3
@@ -201,9 +210,9 @@ def test_the_console_shows_and_drops_them(keeping: Proxy, make_key: MakeKey, mak
 
 
 def test_a_reload_turns_it_off_and_on(
-    start_proxy: Callable[..., Proxy], make_key: MakeKey, make_table: MakeTable
+    installation: Installation, start_proxy: Callable[..., Proxy], make_key: MakeKey, make_table: MakeTable
 ) -> None:
-    proxy = start_proxy({"databases": {DATABASE: {"cache": {"mode": "on"}}}})
+    proxy = start_proxy(keeps(installation))
     table = make_table("a int", "VALUES (0)")
     login = proxy.login(*make_key())
     content = yaml.safe_load(proxy.config.read_text())
@@ -235,7 +244,7 @@ def test_a_reload_turns_it_off_and_on(
 def test_each_is_in_the_access_log(
     installation: Installation, start_proxy: Callable[..., Proxy], make_key: MakeKey, make_table: MakeTable
 ) -> None:
-    proxy = start_proxy({"databases": {DATABASE: {"cache": {"mode": "on"}}}})
+    proxy = start_proxy(keeps(installation))
     table = make_table("a int", "VALUES (0)")
     with proxy.login(*make_key()).connect() as client:
         for _ in range(3):
@@ -307,3 +316,13 @@ async def test_many_users_against_a_model(
     assert sum(outcome.operations.values()) >= operations
     assert cached.hits(outcome.metrics) > operations / 10
     assert outcome.metrics['invalidations_total{database="app"}'] > 0
+
+
+async def test_with_a_replica_too_nothing_is_older_than_its_time_or_the_own_write(
+    notes: Installation, start_proxy: Callable[..., Proxy]
+) -> None:
+    notes.execute("TRUNCATE public.kept_notes, public.kept_totals")
+    proxy = start_proxy(cached.changes(notes, with_replicas=True))
+    outcome = await cached.run(notes, proxy, 3_000, 20261129, 4, one_host=False)
+    assert outcome.wrong == []
+    assert cached.hits(outcome.metrics) > 0

@@ -8,7 +8,7 @@ from proxy.config.model import Database
 from proxy.session.keeping import MAX_ASKING, Keeping
 from tests.session.conftest import Clock
 from tests.session.fakes import World
-from tests.session.frontend import SYNC, bind, describe, execute, parse, query, rows
+from tests.session.frontend import SYNC, bind, describe, execute, message, parse, query, rows
 
 READ = "SELECT owner FROM notes"
 
@@ -40,8 +40,9 @@ def kept(clock: Clock) -> Kept:
         query(READ),
         parse("", READ) + bind() + describe("", b"P") + execute() + SYNC,
         bind("s", values=(b"7",)) + execute() + SYNC,
+        bind("s") + message(b"E", b"\0\0\0\0\1") + SYNC,
     ],
-    ids=["simple", "unnamed", "named"],
+    ids=["simple", "unnamed", "named", "row limit"],
 )
 def test_a_stale_result_is_asked_for_anew_without_a_client(kept: Kept, asked: bytes) -> None:
     client = kept.client()

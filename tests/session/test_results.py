@@ -187,6 +187,7 @@ def test_waiters_go_on_once() -> None:
 def test_only_a_whole_plain_answer_is_kept() -> None:
     described = message(b"T", b"\0\0")
     bound = message(b"2")
+    assert kept_from(bound + ROW + message(b"s") + message(b"Z", b"I")) == 0
     for good in (described + END, bound + END, bound + described + ROW + END, described + ROW * 3 + END):
         assert kept_from(good) == 0
     assert kept_from(message(b"1") + bound + END) == 5
@@ -203,7 +204,7 @@ def test_only_a_whole_plain_answer_is_kept() -> None:
         message(b"E", b"\0") + message(b"Z", b"I"),
         bound + message(b"1") + END,
         b"D\0\0\0\1" + END,
-        ROW + message(b"s") + message(b"Z", b"I"),
+        ROW + message(b"s") + END,
         END + ROW,
     ):
         assert kept_from(bad) == -1, bad

@@ -100,12 +100,13 @@ def test_the_extended_protocol_shares_what_it_reads_alike(cached: Cached, in_pie
         parse("", READ) + bind(values=(b"2",)) + execute() + SYNC,
         parse("", READ) + bind() + describe("", b"P") + execute() + SYNC,
         parse("", READ + " ") + bind() + execute() + SYNC,
+        parse("", READ) + bind() + message(b"E", b"\0\0\0\0\1") + SYNC,
         message(b"P", b"\0" + READ.encode() + b"\0\0\1\0\0\0\x17") + bind() + execute() + SYNC,
         message(b"P", b"\0" + READ.encode() + b"\0\0\0") + message(b"B", b"\0\0\0\0\0\0\0\1\0\1") + execute() + SYNC,
         query(READ),
         query(READ + " WHERE a = 1"),
     ],
-    ids=["values", "Describe", "text", "types", "result formats", "protocol", "constant"],
+    ids=["values", "Describe", "text", "row limit", "types", "result formats", "protocol", "constant"],
 )  # fmt: skip
 def test_whatever_differs_is_another_result(cached: Cached, other: bytes) -> None:
     client = cached.client()
@@ -134,6 +135,15 @@ def test_so_does_the_same_user_with_other_settings(cached: Cached) -> None:
     plain.ask(query("SET custom.tenant = '7'"))
     plain.ask(query(READ))
     assert cached.results.hits == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("standard_conforming_strings", "off"), ("client_encoding", "SJIS")]
+)
+def test_where_texts_are_read_otherwise_nothing_is_kept(cached: Cached, name: str, value: str) -> None:
+    client = cached.client(settings={name: value})
+    client.ask(query(READ))
+    assert (cached.results.misses, cached.results.stores) == (0, 0)
 
 
 def test_without_signed_identities_what_postgresql_cannot_tell_apart_is_shared(cached: Cached) -> None:
@@ -268,7 +278,6 @@ NEVER = {
     "a sample": [query("SELECT 1 FROM notes TABLESAMPLE system (1)")],
     "in a transaction": [query("BEGIN"), query(READ), query("COMMIT")],
     "read only": [query("BEGIN READ ONLY"), query(READ), query("COMMIT")],
-    "a row limit": [parse("", READ) + bind() + message(b"E", b"\0\0\0\0\1") + SYNC],
     "a named portal": [parse("", READ) + bind("", "p") + execute("p") + SYNC],
     "a Flush": [parse("", READ) + bind() + execute() + FLUSH, SYNC],
     "an error": [query("SELECT 1/0 FROM notes")],
