@@ -39,7 +39,7 @@ _LINK_ARGS = ["-Wl,-Bsymbolic", "-Wl,-z,now"] if sys.platform == "linux" else []
 
 
 class BuildHook(BuildHookInterface[Any]):
-    """Adds the compiled modules and the bundled SQL to a wheel, or compiles beside the sources."""
+    """Adds compiled modules, the bundled SQL and deployment files to a wheel, or compiles beside the sources."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile before the files of the wheel are collected (hatchling: "Build hook plugins")."""
@@ -48,6 +48,8 @@ class BuildHook(BuildHookInterface[Any]):
             build_in_place(root)
             return
         build_data["force_include"][str(root / "sql")] = "proxy/_sql"
+        for part in ("compose", "kubernetes", "systemd"):
+            build_data["force_include"][str(root / "deploy" / part)] = f"proxy/_deploy/{part}"
         if libraries := build(root):
             build_data["pure_python"] = False
             build_data["infer_tag"] = True

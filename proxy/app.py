@@ -1,72 +1,37 @@
-"""The application: the only place that wires objects together, and that starts and ends them.
-
-serve → Proxy.start: probe hosts → read keys and functions → listen
-      → SIGTERM: stop accepting → let transactions finish → flush the access log → end
-"""
+"""The application: the only place that wires objects together, and that starts and ends them."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import hashlib
 import logging
-import os
-import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
-import uvloop
-
-import proxy
 from proxy.admin.console import Console
 from proxy.admin.site import Site
-from proxy.auth.key import Key
 from proxy.board import Board
-from proxy.config import (
-    Config,
-    ConfigError,
-    Listen,
-    ListenTls,
-    from_environment,
-    load,
-    refuse_unavailable,
-)
-from proxy.errors import (
-    IdleInTransaction,
-    IdleSession,
-    KeyRevoked,
-    QueryTimeout,
-    ShuttingDown,
-    SluiceError,
-    reason,
-)
+from proxy.config import Config, Listen, ListenTls
+from proxy.errors import ShuttingDown, SluiceError, reason
 from proxy.http import server as http_server
 from proxy.logs import configure
 from proxy.observe.destinations import open_access_log
 from proxy.observe.healthview import health
 from proxy.observe.metrics import Metrics
-from proxy.observe.snapshot import (
-    CacheSnapshot,
-    HostSnapshot,
-    ParseCacheSnapshot,
-    PoolSnapshot,
-    ResultCacheSnapshot,
-    Snapshot,
-    SpoolSnapshot,
-)
+from proxy.observe.snapshot import Snapshot
 from proxy.observe.stats import ProxyStats
 from proxy.session.arrival import admit
-from proxy.session.cancel import cancel_held, cancel_server, cancel_session
+from proxy.session.cancel import cancel_server
 from proxy.session.gate import Gate
 from proxy.session.served import Served
-from proxy.session.session import Session
-from proxy.session.sessions import Sessions, Visitor
+from proxy.session.sessions import Sessions
+from proxy.snapshots import take
 from proxy.tasks import spawn, stop
 from proxy.transport import tcp
 from proxy.transport.tls import ListenerTls, TlsError
+from proxy.upkeep import Upkeep
 from proxy.upstream.server import Server
 
 log = logging.getLogger(__name__)
@@ -74,48 +39,8 @@ log = logging.getLogger(__name__)
 # Sections that are read once.
 _RESTART = ("http", "auth", "identity", "access_log")
 
-_SWEEP = 0.25
 _DRAIN_STEP = 0.05
 _CLOSE_LOG = 5.0
-
-
-def run(config_path: Path | None) -> int:
-    """Run the proxy with the configuration at `config_path`, or with the environment's; returns the exit code."""
-    config = refuse_unavailable(_read(config_path))
-    configure(config.logging)
-    uvloop.run(serve(config, config_path))
-    return 0
-
-
-def _read(config_path: Path | None) -> Config:
-    return load(config_path, os.environ) if config_path is not None else from_environment(os.environ)
-
-
-async def serve(config: Config, config_path: Path | None = None) -> None:
-    """Run the proxy until SIGTERM or SIGINT, then drain; SIGHUP reads the configuration again."""
-    instance = Proxy(config)
-    ending = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ending.set)
-
-    def reload() -> None:
-        try:
-            instance.reload(refuse_unavailable(_read(config_path)))
-        except ConfigError as error:
-            log.error("reload refused, the old configuration stays: %s", error)
-
-    loop.add_signal_handler(signal.SIGHUP, reload)
-    instance.read = lambda: refuse_unavailable(_read(config_path))
-    instance.end = ending.set
-    await instance.start()
-    # Everything that lives as long as the process is taken out of the collector's sight; what a query makes
-    # is freed by its reference count.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 50)
-    await ending.wait()
-    await instance.drain()
 
 
 class Proxy:
@@ -158,6 +83,7 @@ class Proxy:
             )
         )
         self.gate.console = self._console.enter
+        self._upkeep = Upkeep(self.served, self.gate, buffer, self._console.tick)
         self._leaving: asyncio.Task[None] | None = None
         self._tls = _listener_tls(config.listen.tls)
         self._listeners: list[tcp.Acceptor] = []
@@ -168,10 +94,10 @@ class Proxy:
     async def start(self) -> None:
         """Start everything; the port is opened last."""
         for served in self.served.values():
-            served.keys.on_change = self._key_changed
+            served.keys.on_change = self._upkeep.key_changed
             await served.start()
         self.access_log.start()
-        self._sweeper = spawn(self._sweep(), "sweep sessions")
+        self._sweeper = spawn(self._upkeep.run(), "look after clients")
         if self._config.http is not None:
             metrics = Metrics(self.snapshot)
             self._board = board = Board(self.snapshot, self.served, self.access_log, self.stats)
@@ -285,99 +211,7 @@ class Proxy:
 
     def snapshot(self) -> Snapshot:
         """Return the facts of this moment, for the metrics."""
-        pools = [
-            PoolSnapshot(
-                database=name,
-                pool=pool.name,
-                host=pool.host,
-                minimum=pool.limits.minimum,
-                maximum=pool.limits.maximum,
-                active=len(pool.servers) - pool.idle_count - len(pool.errands),
-                idle=pool.idle_count,
-                waiting=pool.waiters.length,
-                stats=pool.stats,
-                pinned=pool.pinned,
-                busy=pool.opening + len(pool.errands),
-                parses=pool.parses(),
-                spared=pool.spared(),
-            )
-            for name, served in self.served.items()
-            for pool in served.pools()
-        ]
-        hosts = [
-            HostSnapshot(
-                database=name,
-                host=host.name,
-                role="replica"
-                if host.in_recovery
-                else "primary"
-                if host is served.cluster.primary
-                else "unknown",
-                connected=host.up,
-                breaker=host.breaker.state,
-                response_time=host.response_time if host.up else None,
-                lag=host.lag if host.up and host.in_recovery else None,
-                error=host.last_error,
-            )
-            for name, served in self.served.items()
-            for host in served.cluster.hosts
-        ]
-        caches = [served.database.intents for served in self.served.values()]
-        spool = self.access_log.spool
-        return Snapshot(
-            version=proxy.__version__,
-            compiled=proxy.compiled(),
-            ready=self.ready(),
-            draining=self.draining,
-            clients=len(self.sessions),
-            max_clients=self._config.listen.max_clients,
-            proxy=self.stats,
-            pools=pools,
-            hosts=hosts,
-            stranded={
-                name: served.cluster.stranded.length + served.cluster.parked.length
-                for name, served in self.served.items()
-            },
-            parse_cache=ParseCacheSnapshot(
-                hits=sum(cache.hits for cache in caches),
-                shape_hits=sum(cache.shape_hits for cache in caches),
-                fingerprint_hits=sum(cache.fingerprint_hits for cache in caches),
-                misses=sum(cache.misses for cache in caches),
-                entries=sum(cache.entries() for cache in caches),
-                bytes=sum(cache.held_bytes() for cache in caches),
-            ),
-            prepared_cache=[
-                CacheSnapshot(name, statements.shared, statements.made, statements.entries())
-                for name, served in self.served.items()
-                for statements in (served.database.statements,)
-            ],
-            key_cache=[
-                CacheSnapshot(name, served.keys.hits, served.keys.misses, served.keys.entries())
-                for name, served in self.served.items()
-            ],
-            result_cache=[
-                ResultCacheSnapshot(
-                    name,
-                    results.hits,
-                    results.stale_hits,
-                    results.misses,
-                    results.waits,
-                    results.stores,
-                    results.refusals,
-                    results.evictions,
-                    results.invalidations,
-                    len(results.entries),
-                    results.bytes,
-                    results.max_bytes,
-                )
-                for name, served in self.served.items()
-                if (results := served.database.results) is not None
-            ],
-            access_log=self.access_log.sinks,
-            spool=SpoolSnapshot(spool.rows, spool.bytes, spool.segments, spool.unreadable)
-            if spool is not None
-            else SpoolSnapshot(),
-        )
+        return take(self.served, self.gate, self.access_log, self.ready())
 
     async def _listen(self) -> None:
         listen = self._config.listen
@@ -399,75 +233,7 @@ class Proxy:
         spawn(admit(self.gate, sock, self._tls), "accept")
 
     async def _cancel(self, pid: int, secret: bytes) -> None:
-        stats = self.stats
-        stats.cancels += 1
-        session = self.sessions.by_pid.get(pid)
-        if not await cancel_session(self.sessions, pid, secret):
-            stats.cancels_refused += 1
-        elif session is not None:
-            self.access_log.buffer.event("cancel", time.time(), session.log_part)
-
-    def _key_changed(self, key_id: str, key: Key | None) -> None:
-        """End the sessions of a key that was revoked, has expired or may do something else now."""
-        if key is None or not key.valid(time.time()):
-            self.gate.buckets.pop(key_id, None)
-        for session in self.sessions.of_key(key_id):
-            same = key is not None and key.valid(time.time()) and key.identity == session.key.identity
-            if key is not None and same and key.allows(_address(session)):
-                session.key = key
-                session.bucket = self.gate.bucket(key)
-                session.routed = None
-                continue
-            self._revoke(session)
-        for visitor in self.sessions.visitors_of_key(key_id):
-            same = key is not None and key.valid(time.time()) and key.identity == visitor.key.identity
-            if key is not None and same and key.allows(_address(visitor)):
-                visitor.key = key
-            else:
-                self._revoke(visitor)
-
-    def _revoke(self, client: Session | Visitor) -> None:
-        self.stats.revocations += 1
-        self.access_log.buffer.event("revoked", time.time(), client.log_part)
-        client.fatal(KeyRevoked())
-
-    async def _sweep(self) -> None:
-        """End what takes too long: expired keys, statements, silent transactions."""
-        while True:
-            due = time.monotonic() + _SWEEP
-            await asyncio.sleep(_SWEEP)
-            now = time.monotonic()
-            self.stats.loop_delay.observe(int((now - due) * 1e6))
-            wall = time.time()
-            self._console.tick(now)
-            self._look_after_visitors(wall)
-            for name, served in self.served.items():
-                sessions = [
-                    session for session in self.sessions.by_pid.values() if session.database.name == name
-                ]
-                served.keys.recheck({session.key.id for session in sessions})
-                for session in sessions:
-                    session.note_usage()
-                    if not session.key.valid(wall):
-                        self._key_changed(session.key.id, None)
-                    elif session.stalled(now, served.idle_in_transaction):
-                        session.fatal(IdleInTransaction())
-                    elif session.silent(now, served.client_idle):
-                        session.fatal(IdleSession())
-                    elif (server := session.overdue(now, served.query_timeout)) is not None:
-                        if session.pool is not None:
-                            spawn(cancel_held(server, session.pool), "cancel a statement over its timeout")
-                    elif session.defies(now, served.query_timeout):
-                        # The server heeds no cancel: a function may catch it, a COPY waits for its client.
-                        session.fatal(QueryTimeout(extra=f"query_timeout={served.query_timeout:g}s"))
-
-    def _look_after_visitors(self, wall: float) -> None:
-        """End visitors of the console whose key has run out; their keys are those of the first database."""
-        visitors = list(self.sessions.visitors.values())
-        next(iter(self.served.values())).keys.recheck({visitor.key.id for visitor in visitors})
-        for visitor in visitors:
-            if not visitor.key.valid(wall):
-                self._key_changed(visitor.key.id, None)
+        await self._upkeep.cancel(pid, secret)
 
     async def _copy_access_log(self, payload: Iterable[memoryview], again: bool) -> None:
         await next(iter(self.served.values())).access_table.write(payload, again)
@@ -475,12 +241,6 @@ class Proxy:
 
 def _cancel_abandoned(server: Server) -> None:
     spawn(cancel_server(server), "cancel an abandoned query")
-
-
-def _address(client: Session | Visitor) -> str:
-    """Return where a client comes from; "" for a Unix socket."""
-    peer = client.transport.get_extra_info("peername")
-    return peer[0] if isinstance(peer, tuple) else ""
 
 
 def _listener_tls(settings: ListenTls) -> ListenerTls | None:

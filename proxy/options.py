@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from proxy.config import Config
     from proxy.keytool import Place
 
+_TRACEBACK = "PGSLUICE_TRACEBACK"
 _WITHOUT_IT = "Without it: ./pgsluice.yaml where that exists and DB_NAME isn't set, else the DB_* variables."
 ConfigFile = Annotated[
     Path | None,
@@ -114,16 +116,29 @@ def told() -> Iterator[None]:
         for problem in error.problems:
             typer.echo(f"pgsluice: {problem}", err=True)
         raise typer.Exit(1) from None
+    except (typer.Exit, BrokenPipeError):
+        # Whoever read what is printed has enough of it: click ends without a word.
+        raise
     except Exception as error:
         # Importing both drivers to name their errors would slow each command down.
         if not isinstance(error, SluiceError | OSError) and _package(error) not in ("asyncpg", "psycopg"):
-            raise
+            if os.environ.get(_TRACEBACK):
+                raise
+            typer.echo(f"pgsluice: {_unforeseen(error)}", err=True)
+            raise typer.Exit(1) from None
         # Without PostgreSQL's DETAIL, which may show a row.
         typer.echo(f"pgsluice: {getattr(error, 'message', None) or error}", err=True)
         for more in (getattr(error, "extra", ""), getattr(error, "hint", "")):
             if more:
                 typer.echo(f"  {more}", err=True)
         raise typer.Exit(1) from None
+
+
+def _unforeseen(error: Exception) -> str:
+    """Return what a report of a bug has to begin with: the error's kind and place. Its text may hold a secret."""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    place = f"{Path(last.filename).name}:{last.lineno}"
+    return f"a bug: {type(error).__name__} at {place}; {_TRACEBACK}=1 shows where it comes from, please report it"
 
 
 def _package(error: Exception) -> str:

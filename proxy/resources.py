@@ -16,3 +16,14 @@ def sql_directory() -> Path:
         if directory.is_dir():
             return directory
     raise FileNotFoundError("the bundled SQL is missing: neither proxy/_sql nor sql/ exists")
+
+
+def deploy_directory() -> Path:
+    """Return the directory of the deployment files: `proxy/_deploy` of a wheel, `deploy/` of a source tree.
+
+    A wheel has those that `pgsluice cloudflare render` fills in. Raises FileNotFoundError where neither is there.
+    """
+    for directory in (_PACKAGE / "_deploy", _PACKAGE.parent / "deploy"):
+        if directory.is_dir():
+            return directory
+    raise FileNotFoundError("the deployment files are missing: neither proxy/_deploy nor deploy/ exists")

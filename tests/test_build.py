@@ -25,7 +25,7 @@ def tree(tmp_path: Path) -> Path:
     (tmp_path / "proxy/pure/module.py").write_text("from proxy.pure import beside\nimport proxy.errors\n")
     (tmp_path / "proxy/pure/beside.py").write_text("VALUE: int = 1\n")
     (tmp_path / "proxy/errors.py").touch()
-    (tmp_path / "proxy/cli.py").touch()
+    (tmp_path / "proxy/explain.py").touch()
     return tmp_path
 
 
@@ -47,7 +47,7 @@ def test_packages_themselves_stay_interpreted(tree: Path) -> None:
         ("proxy/pure/__init__.py", True),
         ("proxy/errors.py", True),
         ("pyproject.toml", True),
-        ("proxy/cli.py", False),
+        ("proxy/explain.py", False),
     ],
 )
 def test_only_what_the_result_depends_on_leads_to_compiling(tree: Path, changed: str, matters: bool) -> None:

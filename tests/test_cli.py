@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 from typer.testing import CliRunner, Result
 
@@ -53,6 +57,96 @@ def test_help_names_every_command() -> None:
     result = run("--help")
     for command in ("serve", "check", "route", "logs", "keys", "setup", "migrate", "demo"):
         assert f" {command} " in result.stdout
+
+
+def commands(group: typer.Typer = app, before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the words of each command that there is."""
+    for command in group.registered_commands:
+        assert command.callback is not None
+        yield *before, command.name or command.callback.__name__
+    for each in group.registered_groups:
+        assert each.name is not None and each.typer_instance is not None
+        yield from commands(each.typer_instance, (*before, each.name))
+
+
+@pytest.mark.parametrize("command", list(commands()), ids=" ".join)
+def test_help_of_each_command_has_examples_that_fit(command: tuple[str, ...]) -> None:
+    told = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "80"}).stdout
+    _, _, behind = told.partition("Example")
+    examples = [line for line in behind.splitlines()[1:] if line.startswith("   ")]
+    assert any(f"pgsluice {' '.join(command)}" in line for line in examples)
+    assert max(len(line) for line in told.splitlines()) <= 80
+
+
+def test_help_tells_exit_codes() -> None:
+    assert "3  the configuration is wrong" in run("--help").stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete(shell: str) -> None:
+    program = [sys.executable, "-m", "proxy"]
+    script = subprocess.run(
+        [*program, "--show-completion", shell], capture_output=True, text=True, check=True
+    )
+    assert "_PGSLUICE_COMPLETE" in script.stdout
+    words = {"COMP_WORDS": "pgsluice keys rev", "COMP_CWORD": "2"}
+    found = subprocess.run(
+        program,
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            **words,
+            "_TYPER_COMPLETE_ARGS": "pgsluice keys rev",
+            "_PGSLUICE_COMPLETE": f"complete_{shell}",
+            "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+        },
+    )
+    assert "revoke" in found.stdout and "rotate" not in found.stdout
+
+
+def test_no_colour_where_none_is_wanted() -> None:
+    environment = {**os.environ, "FORCE_COLOR": "1", "NO_COLOR": "1", "TERM": "xterm-256color"}
+    Path("bad.yaml").write_text(SOUND + "workers: some\n")
+    told = subprocess.run(
+        [sys.executable, "-m", "proxy", "check", "-c", "bad.yaml"],
+        capture_output=True,
+        text=True,
+        env=environment,
+    ).stdout
+    assert "1 problem" in told
+    assert not re.search(r"\x1b\[(\d+;)*(3|4|9|10)\d", told)
+    with_colour = {name: value for name, value in environment.items() if name != "NO_COLOR"}
+    told = subprocess.run(
+        [sys.executable, "-m", "proxy", "check", "-c", "bad.yaml"],
+        capture_output=True,
+        text=True,
+        env=with_colour,
+    ).stdout
+    assert "\x1b[1;31m" in told
+
+
+def test_a_bug_is_told_without_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("hunter2")
+
+    monkeypatch.setattr("proxy.explain.explain", broken)
+    result = run("route", "SELECT 1")
+    assert result.exit_code == 1
+    assert "a bug: ValueError at test_cli.py:" in result.stderr
+    assert "hunter2" not in result.output and "Traceback" not in result.output
+    monkeypatch.setenv("PGSLUICE_TRACEBACK", "1")
+    assert isinstance(run("route", "SELECT 1").exception, ValueError)
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    done = subprocess.run(
+        f"yes 'SELECT 1;' | head -1000 | {sys.executable} -m proxy route | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout.count("\n"), done.stderr) == (1, "")
 
 
 def test_help_imports_nothing_heavy() -> None:

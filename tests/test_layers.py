@@ -23,9 +23,12 @@ LAYERS = """
     preflight
     session
     admin http
-    board app
+    board snapshots upkeep app
+    serving
     embedded migrate setup keys keychecks keyprint keytool logreader deploy explain top demo
-    options cli __main__
+    options
+    cloudflare
+    cli __main__
 """
 RANK = {name: rank for rank, row in enumerate(LAYERS.split("\n")) for name in row.split()}
 PURE = {"wire", "query"}

@@ -25,10 +25,11 @@ class Document:
     """A YAML document: `tree` is its content, `lines` the line of each path, `problems` what was wrong.
 
     `unusable` holds the paths of values that a problem was reported for already; they are None in the tree.
-    Raises ConfigError where the text is no YAML at all, or grows without end.
+    Without `environ` references to variables stay as they are. Raises ConfigError where the text is no YAML at all,
+    or grows without end.
     """
 
-    def __init__(self, text: str, environ: Mapping[str, str]) -> None:
+    def __init__(self, text: str, environ: Mapping[str, str] | None) -> None:
         self.tree: Tree = None
         self.lines: dict[Path, int] = {}
         self.problems: list[Problem] = []
@@ -109,6 +110,9 @@ class Document:
 
     def _expand(self, text: str, path: Path, line: int) -> str | None:
         """Replace ${VAR} and ${VAR:-default} (also for an empty VAR, as in the shell); $${ stands for ${."""
+        environ = self._environ
+        if environ is None:
+            return text
         failed = False
 
         def replacement(found: re.Match[str]) -> str:
@@ -119,9 +123,9 @@ class Document:
             if name is None:
                 message = "a reference is written ${VAR} or ${VAR:-default}; $${ stands for a plain ${"
             elif default is not None:
-                return self._environ.get(name) or str(default)
-            elif name in self._environ:
-                return self._environ[name]
+                return environ.get(name) or str(default)
+            elif name in environ:
+                return environ[name]
             else:
                 message = f"environment variable {name} is not set"
             if not failed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import signal
 import time
@@ -11,7 +12,7 @@ from types import FrameType
 
 from rich.console import Console
 
-from proxy.demo.stage import Stage, available, psql_program, stage
+from proxy.demo.stage import DATABASE, HOST, Stage, available, psql_program, stage
 from proxy.demo.tour import Tour
 from proxy.errors import SluiceError
 
@@ -24,12 +25,19 @@ _SUGGESTIONS = (
 )
 
 
-def main(once: bool, port: int = 6432, http_port: int = 9432, directory: Path | None = None) -> int:
+def main(
+    once: bool,
+    port: int = 6432,
+    http_port: int = 9432,
+    directory: Path | None = None,
+    as_json: bool = False,
+) -> int:
     """Show pgsluice on a PostgreSQL of its own; returns the exit code.
 
-    With `once` the tour checks each step, and the code is 0 or 1. Otherwise it waits for Ctrl-C or SIGTERM.
+    With `once` the tour checks each step, and the code is 0 or 1. Otherwise it waits for Ctrl-C or SIGTERM. `as_json`
+    prints one document, the tour's checks or how to connect, and all else on standard error.
     """
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, stderr=as_json)
     # What ends the program has to end it by an exception, or PostgreSQL and the proxy would stay.
     previous = signal.signal(signal.SIGTERM, _interrupt)
     started = time.monotonic()
@@ -40,7 +48,11 @@ def main(once: bool, port: int = 6432, http_port: int = 9432, directory: Path | 
                 running = stack.enter_context(stage(*ports, directory))
             console.print(f"up after {time.monotonic() - started:.1f} s", style="dim")
             if once:
-                return 0 if Tour(running, console).passes() else 1
+                return _tour(running, console, as_json)
+            if as_json:
+                print(json.dumps(_connections(running), indent=2), flush=True)
+            else:
+                _invite(running, console)
             return _wait(running, console)
     except SluiceError as error:
         console.print(str(error), style="red", soft_wrap=True)
@@ -52,8 +64,32 @@ def main(once: bool, port: int = 6432, http_port: int = 9432, directory: Path | 
         signal.signal(signal.SIGTERM, previous)
 
 
-def _wait(running: Stage, console: Console) -> int:
-    """Print how to connect, and wait for the end; returns 1 if the proxy ended by itself."""
+def _tour(running: Stage, console: Console, as_json: bool) -> int:
+    tour = Tour(running, console)
+    passes = tour.passes()
+    if as_json:
+        checks = [{"step": step, "what": what, "ok": holds} for step, what, holds in tour.checks]
+        print(json.dumps({"ok": passes, "checks": checks}, indent=2))
+    return 0 if passes else 1
+
+
+def _connections(running: Stage) -> dict[str, object]:
+    return {
+        "host": HOST,
+        "port": running.port,
+        "dbname": DATABASE,
+        "http": running.url(""),
+        "keys": {
+            name: {"id": key.id, "api_key": key.secret, "user_id": key.user}
+            for name, key in running.keys.items()
+        },
+        "log": str(running.log),
+        "configuration": str(running.log.with_name("pgsluice.yaml")),
+    }
+
+
+def _invite(running: Stage, console: Console) -> None:
+    """Print how to connect, and what to try."""
     psql = psql_program()
     console.print("\nConnect, each line with another key:", style="bold")
     for name, key in running.keys.items():
@@ -69,6 +105,10 @@ def _wait(running: Stage, console: Console) -> int:
     console.print("\nThe proxy's log and configuration:", style="bold")
     console.print(f"  {running.log}\n  {running.log.with_name('pgsluice.yaml')}", soft_wrap=True)
     console.print("\nCtrl-C ends it all.")
+
+
+def _wait(running: Stage, console: Console) -> int:
+    """Wait for the end; returns 1 if the proxy ended by itself."""
     code = running.process.wait()
     console.print(f"the proxy ended by itself, exit code {code}", style="red")
     console.print(running.log.read_text(errors="replace")[-4000:])

@@ -33,7 +33,9 @@ class Tour:
     def __init__(self, stage: Stage, console: Console) -> None:
         self._stage = stage
         self._console = console
-        self._failed = 0
+        # What was checked, step by step: its title, what was expected, and whether it held.
+        self.checks: list[tuple[str, str, bool]] = []
+        self._title = ""
         self._psql = psql_program()
 
     def passes(self) -> bool:
@@ -50,19 +52,21 @@ class Tour:
             ("Metrics and health", self._metrics),
         )
         for number, (title, step) in enumerate(steps, 1):
+            self._title = title
             self._console.print(f"\n{number}. {title}", style="bold")
             try:
                 step()
             except _BREAKAGES as problem:
                 self._check(False, f"{type(problem).__name__}: {problem}")
         seconds = time.monotonic() - started
-        if self._failed:
+        failed = sum(not holds for _, _, holds in self.checks)
+        if failed:
             log = self._stage.log.read_text(errors="replace")[-4000:]
-            told = f"\n{self._failed} checks failed; the proxy's log ends with\n{log}"
+            told = f"\n{failed} checks failed; the proxy's log ends with\n{log}"
             self._console.print(told, style="red", soft_wrap=True)
         else:
             self._console.print(f"\n✓ all of it holds ({seconds:.1f} s)", style="bold green")
-        return not self._failed
+        return not failed
 
     def _routing(self) -> None:
         alice = self._stage.keys["alice"]
@@ -273,7 +277,7 @@ class Tour:
             self._console.print(f"    {line}", style="dim", soft_wrap=True)
 
     def _check(self, holds: bool, what: str) -> None:
-        self._failed += not holds
+        self.checks.append((self._title, what, holds))
         self._console.print(
             f"  {'✓' if holds else '✗'} {what}", style="green" if holds else "bold red", soft_wrap=True
         )

@@ -352,6 +352,7 @@ def test_a_database_of_that_name_comes_before_the_console(
 # -- PAUSE and RESUME
 
 
+@pytest.mark.long
 def test_under_load_a_pause_stops_everything_and_no_statement_fails(
     start_proxy: StartProxy, make_key: MakeKey, make_table: MakeTable, installation: Installation
 ) -> None:
@@ -463,6 +464,7 @@ def test_what_is_not_paused_is_not_resumed(own: Proxy, operator: Login) -> None:
             connection.execute("PAUSE elsewhere")
 
 
+@pytest.mark.long
 def test_behind_a_pause_the_database_is_restarted_and_no_client_sees_it() -> None:
     tables = (
         "CREATE TABLE public.notes (n integer)",

@@ -53,8 +53,11 @@ def test_it_tells_what_clients_did(
     table = make_table("id integer", "VALUES (1), (2), (3)")
     key_id, key = make_key(["read:tasks"], "seen@example.com")
     with proxy.login(key_id, key).connect() as connection:
+        # Slow enough to be among the foremost, whatever other tests have run through this proxy.
         for number in range(20):
-            connection.execute(f"SELECT id FROM {table} WHERE id > {number} AND 'confidential' <> ''")
+            connection.execute(
+                f"SELECT id FROM {table}, pg_sleep(0.05) WHERE id > {number} AND 'confidential' <> ''"
+            )
         with pytest.raises(psycopg.errors.DivisionByZero):
             connection.execute("SELECT 1/0")
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
@@ -75,7 +78,7 @@ def test_it_tells_what_clients_did(
     }
     assert {pool["pool"] for pool in told["pools"]} >= {"primary", "readonly"}
     (statement,) = (each for each in told["recent"]["statements"] if table in each["statement"])
-    assert statement["statement"] == f"SELECT id FROM {table} WHERE id > $1 AND $2 <> $3"
+    assert statement["statement"] == f"SELECT id FROM {table}, pg_sleep($1) WHERE id > $2 AND $3 <> $4"
     assert (statement["count"], statement["intent"], statement["errors"]) == (20, "read", 0)
     assert statement["max_ms"] >= statement["mean_ms"] > 0
     (user,) = (each for each in told["recent"]["keys"] if each["key_id"] == key_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ from itertools import takewhile
 from pathlib import Path
 
 import psutil
+import psycopg
 import pytest
 
 from proxy.embedded import scratch_directory
@@ -36,11 +38,15 @@ def place() -> Iterator[Path]:
         shutil.rmtree(directory)
 
 
+@pytest.mark.long
 def test_the_tour_passes(place: Path) -> None:
-    done = subprocess.run([*command(place), "--once"], capture_output=True, text=True, timeout=55)
+    done = subprocess.run([*command(place), "--once", "--json"], capture_output=True, text=True, timeout=55)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "✗" not in done.stdout
-    assert done.stdout.count("✓") > 20
+    assert "✗" not in done.stderr
+    assert done.stderr.count("✓") > 20
+    told = json.loads(done.stdout)
+    assert told["ok"] is True
+    assert len(told["checks"]) > 20 and all(each["ok"] for each in told["checks"])
 
 
 def test_the_printed_line_works_until_the_demo_is_interrupted(place: Path) -> None:
@@ -59,6 +65,26 @@ def test_the_printed_line_works_until_the_demo_is_interrupted(place: Path) -> No
             assert psql.stdout == "t\n", psql.stderr
             assert len(_running_on(place)) > 3
             demo.send_signal(signal.SIGINT)
+            assert demo.wait(30) == 0
+        finally:
+            _end(demo)
+
+
+def test_a_script_is_told_how_to_connect(place: Path) -> None:
+    with subprocess.Popen([*command(place), "--json"], stdout=subprocess.PIPE, text=True) as demo:
+        try:
+            assert demo.stdout is not None
+            told = json.loads("".join(takewhile(lambda line: line != "}\n", demo.stdout)) + "}")
+            key = told["keys"]["bob"]
+            with psycopg.connect(
+                host=told["host"],
+                port=told["port"],
+                dbname=told["dbname"],
+                user=key["id"],
+                password=key["api_key"],
+            ) as connection:
+                assert connection.execute("SELECT sluice.current_user_id()").fetchone() == (key["user_id"],)
+            demo.terminate()
             assert demo.wait(30) == 0
         finally:
             _end(demo)

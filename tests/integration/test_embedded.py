@@ -88,6 +88,7 @@ def test_a_failed_start_shows_the_log_and_leaves_no_process(place: Path) -> None
     assert not _running_below(place)
 
 
+@pytest.mark.long
 def test_programs_that_the_servers_user_can_t_reach_are_copied(place: Path) -> None:
     hidden = place / "hidden"
     root = bundled_bin_dir().parent

@@ -76,6 +76,7 @@ def test_a_proxy_that_is_killed_loses_what_it_had_not_written_yet_and_no_more(
     assert used(installation, key_id)[0] in (10, 11)
 
 
+@pytest.mark.long
 def test_a_key_that_somebody_holds_keeps_nobody_else_from_being_written(
     start_proxy: Callable[..., Proxy], make_key: MakeKey, installation: Installation
 ) -> None:

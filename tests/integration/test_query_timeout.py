@@ -94,6 +94,7 @@ def test_a_copy_whose_client_is_silent_is_ended_by_force(
     running.stop()
 
 
+@pytest.mark.long
 def test_pipelined_statements_have_each_their_own_time(
     start_proxy: Callable[..., Proxy], make_key: MakeKey
 ) -> None:

@@ -52,6 +52,7 @@ def test_a_big_result_of_small_rows(proxy: Proxy, make_key: MakeKey) -> None:
     assert received == rows * length
 
 
+@pytest.mark.long
 def test_one_row_larger_than_the_limit(proxy: Proxy, make_key: MakeKey) -> None:
     with _bounded(proxy), proxy.login(*make_key()).connect() as connection:
         row = connection.execute("SELECT repeat('x', %s)", (SIZE,)).fetchone()

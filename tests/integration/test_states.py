@@ -113,6 +113,7 @@ def test_a_client_that_vanishes_leaves_nothing_behind(
     running.stop()
 
 
+@pytest.mark.long
 def test_a_revoked_key_ends_its_sessions_in_each_state(
     start_proxy: Callable[..., Proxy], make_key: MakeKey, make_table: MakeTable, installation: Installation
 ) -> None:

@@ -125,6 +125,7 @@ async def _asyncpg(login: Login, authority: Authority) -> None:
         assert await connection.fetchval("SELECT 1") == 1
 
 
+@pytest.mark.long
 def test_channel_binding_has_the_hash_of_the_certificate(
     start_tls: StartTls, make_key: MakeKey, authority: Authority, verified: dict[str, str]
 ) -> None:
@@ -292,6 +293,7 @@ def test_who_leaves_in_the_middle_of_a_hello_costs_nothing(start_tls: StartTls) 
             assert rest(client) == b"", data
 
 
+@pytest.mark.long
 def test_who_stalls_is_closed_at_the_deadline(start_tls: StartTls, authority: Authority) -> None:
     proxy = start_tls("require", auth_timeout="1s")
     hello = ssl.MemoryBIO()
