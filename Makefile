@@ -3,7 +3,7 @@
 # make test-long      what takes long: older PostgreSQL versions, settings of the differential tests, drills, crashes
 # make test-drivers   drivers of other languages too, each on a small pool: installs them (ARGS: --json FILE, --readme)
 # make test-browser   the dashboard in Chromium, under load: installs it (ARGS: --screenshots DIR --load SECONDS)
-# make test-deploy    a real Prometheus on deploy/'s rules and dashboard: installs it
+# make test-deploy    deploy/: a real Prometheus on its rules, the image's steps, the units: installs what that takes
 # make fuzz   a search for input that breaks the protocol's laws (SECONDS=60), compiled, then interpreted
 # make bench  against PgBouncer, in one run (ARGS: see python -m tests.bench --help)
 # make drill  what clients see as hosts come and go: a failover, each fault, and their own writes: six minutes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from proxy.auth.key import Key
 from proxy.errors import ClientError, InvalidApiKey
@@ -32,7 +32,9 @@ class Board:
         served: Mapping[str, Served],
         access_log: AccessLog,
         stats: ProxyStats,
+        refresh: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        self._refresh = refresh
         self._snapshot = snapshot
         self._served = served
         self._buffer = access_log.buffer
@@ -43,10 +45,18 @@ class Board:
         self._recent: Recent | None = None
         if access_log.sinks:
             self._recent = Recent(list(served), access_log.buffer.statements)
-            access_log.on_batch = self._read
-        keys = {name: each.keys for name, each in served.items()}
-        self.access = Access(keys, self._refused, self._seen)
+            access_log.on_batch = self.read
+        self._keys = {name: each.keys for name, each in served.items()}
+        self.access = Access(self._keys, self._refused, self._seen)
         self.tell = Status(snapshot, self._history, self._recent, time.time).tell
+
+    def serve(self, served: Mapping[str, Served]) -> None:
+        """Go on with these databases."""
+        self._served = served
+        self._keys.clear()
+        self._keys.update({name: each.keys for name, each in served.items()})
+        if self._recent is not None:
+            self._recent.serve(list(served))
 
     def start(self) -> None:
         """Start sampling."""
@@ -58,12 +68,15 @@ class Board:
 
     async def _sample(self) -> None:
         while True:
+            if self._refresh is not None:
+                await self._refresh()
             self._history.add(self._snapshot(), time.monotonic(), time.time())
             await asyncio.sleep(INTERVAL)
 
-    def _read(self, rows: bytes, number: int, events: list[int]) -> None:
+    def read(self, rows: bytes, number: int, events: list[int]) -> None:
         """Take a batch of the access log in; the log must go on whatever becomes of that."""
-        assert self._recent is not None
+        if self._recent is None:
+            return
         try:
             self._recent.add(rows, number, events, time.time())
         except Exception:
@@ -80,6 +93,7 @@ class Board:
         )
 
     def _seen(self, key: Key, address: str, database: str) -> None:
-        self._served[database].database.usage.add(key.id, 0, time.time())
+        if (served := self._served.get(database)) is not None:
+            served.database.usage.add(key.id, 0, time.time())
         part = session_part(key.id, key.user_id, address, "dashboard", database)
         self._buffer.event("admin", time.time(), part, reason="status")

@@ -26,6 +26,7 @@
         ├── InvalidParameter          22023
         ├── FeatureNotSupported       0A000
         ├── ClientKilled              57P01  an administrator's KILL or KILL_CLIENT
+        ├── ConfigurationChanged      57P01  what served the session is not in the configuration any more
         └── ConsoleError                     the admin console alone
             ├── UnknownCommand        42601
             ├── WrongState            55000
@@ -253,6 +254,14 @@ class ClientKilled(ClientError):
     sqlstate = "57P01"
     code = "CLIENT_KILLED"
     default_message = "terminating connection due to administrator command"
+
+
+class ConfigurationChanged(ClientError):
+    """A reload took away what the session can't go on without: its database, or the connection that it keeps."""
+
+    sqlstate = "57P01"
+    code = "CONFIGURATION_CHANGED"
+    default_message = "terminating connection because the proxy's configuration was changed"
 
 
 class ConsoleError(ClientError):

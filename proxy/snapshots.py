@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import proxy
-from proxy.observe.access_log import AccessLog
+from proxy.observe.access_log import AccessLog, Sink
 from proxy.observe.snapshot import (
     CacheSnapshot,
     HostSnapshot,
     ParseCacheSnapshot,
     PoolSnapshot,
     ResultCacheSnapshot,
+    SinkSnapshot,
     Snapshot,
     SpoolSnapshot,
 )
@@ -55,8 +56,10 @@ def take(databases: Mapping[str, Served], gate: Gate, access_log: AccessLog, rea
             for name, served in databases.items()
             if served.database.results is not None
         ],
-        access_log=access_log.sinks,
+        access_log=[_sink(sink) for sink in access_log.sinks],
         spool=_spool(access_log),
+        permits_up=gate.permits is None or gate.permits.up,
+        permit_failures=gate.permits.failures if gate.permits is not None else 0,
     )
 
 
@@ -89,6 +92,7 @@ def _host(database: str, served: Served, host: Host) -> HostSnapshot:
         response_time=host.response_time if host.up else None,
         lag=host.lag if host.up and host.in_recovery else None,
         error=host.last_error,
+        tunnelled=served.is_tunnelled(host.name),
     )
 
 
@@ -118,6 +122,19 @@ def _results(database: str, results: Results) -> ResultCacheSnapshot:
         entries=len(results.entries),
         bytes=results.bytes,
         limit=results.max_bytes,
+    )
+
+
+def _sink(sink: Sink) -> SinkSnapshot:
+    return SinkSnapshot(
+        name=sink.name,
+        written=sink.written,
+        dropped=sink.dropped,
+        refused=sink.refused,
+        failures=sink.failures,
+        waiting=sink.backlog.rows,
+        waiting_bytes=sink.backlog.bytes,
+        last_error=sink.last_error,
     )
 
 

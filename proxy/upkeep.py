@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from proxy.auth.key import Key
-from proxy.errors import IdleInTransaction, IdleSession, KeyRevoked, QueryTimeout
+from proxy.errors import ConfigurationChanged, IdleInTransaction, IdleSession, KeyRevoked, QueryTimeout
 from proxy.observe.record import AccessBuffer
 from proxy.session.cancel import cancel_held, cancel_session
 from proxy.session.gate import Gate
@@ -91,6 +91,8 @@ class Upkeep:
                 session.fatal(IdleInTransaction())
             elif session.silent(now, served.client_idle):
                 session.fatal(IdleSession())
+            elif served.overstays(session, now):
+                session.fatal(ConfigurationChanged())
             elif (server := session.overdue(now, served.query_timeout)) is not None:
                 if session.pool is not None:
                     spawn(cancel_held(server, session.pool), "cancel a statement over its timeout")

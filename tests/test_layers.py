@@ -19,16 +19,15 @@ LAYERS = """
     observe
     logs
     transport
+    tunnel
     upstream
     preflight
-    session
+    session processes
     admin http
-    board snapshots upkeep app
-    serving
-    embedded migrate setup keys keychecks keyprint keytool logreader deploy explain top demo
-    options
-    cloudflare
-    cli __main__
+    board snapshots upkeep reloading whole app
+    supervisor serving
+    embedded migrate setup keys keychecks keyprint keytool logreader cloudflare deploy explain top demo
+    options cli __main__
 """
 RANK = {name: rank for rank, row in enumerate(LAYERS.split("\n")) for name in row.split()}
 PURE = {"wire", "query"}

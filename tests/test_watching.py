@@ -100,6 +100,7 @@ def test_the_dashboard_shows_every_metric_of_ours_but_these(shown: dict[str, set
                 "limit_bytes",
             )
         ),
+        "pgsluice_rate_limit_store_failures_total",
     }
 
 

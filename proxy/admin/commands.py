@@ -213,7 +213,7 @@ def _command(tokens: list[_Token], text: str) -> Command:
         return Command(NOTHING, (_TRANSACTION | _CLEANING)[verb])
     if verb in ("suspend", "fds"):
         raise FeatureNotSupported(
-            f"{verb.upper()} belongs to PgBouncer's online restart, which there is not here"
+            f"{verb.upper()} belongs to PgBouncer's online restart; here that is SIGUSR2"
         )
     names = [token.name for token in rest]
     if verb in ON_DATABASES and len(rest) <= 1 and None not in names:
@@ -239,7 +239,7 @@ def _show(rest: list[_Token], text: str) -> Command:
     if subject == ROUTE:
         return _route(rest[1:], text)
     if subject == "fds":
-        raise FeatureNotSupported("SHOW FDS belongs to PgBouncer's online restart, which there is not here")
+        raise FeatureNotSupported("SHOW FDS belongs to PgBouncer's online restart; here that is SIGUSR2")
     words = " ".join(token.keyword for token in rest)
     parameter = _SPELLED_OUT.get(words, words)
     if parameter in PARAMETERS:

@@ -256,7 +256,7 @@ class ConsoleClient:
         site = self._site
         site.commands += 1
         try:
-            self._authorise(command, started)
+            await self._authorise(command)
             await self._do(command, portal)
         except ClientError as error:
             if not command.is_free and (command.needs_admin or isinstance(error, InsufficientPermissions)):
@@ -267,10 +267,9 @@ class ConsoleClient:
         if command.needs_admin:
             self._record(command, started)
 
-    def _authorise(self, command: Command, now: float) -> None:
+    async def _authorise(self, command: Command) -> None:
         key = self.key
-        bucket = self._site.gate.bucket(key)
-        if bucket is not None and (wait := bucket.take(now, 1)) > 0.0:
+        if (wait := await self._site.gate.take(key)) > 0.0:
             raise RateLimitExceeded(
                 extra=f"limit={key.rate_limit_per_minute} per minute",
                 hint=f"Try again in {wait:.1f} seconds.",

@@ -61,7 +61,7 @@ async def facts(site: Site, now: float, subject: str) -> Facts:
         servers=tuple(
             _server(name, pool, server, held.get(server), now, lead)
             for name, served in site.served.items()
-            for pool in served.pools()
+            for pool in served.every_pool()
             for server in pool.servers
         )
         if subject in _OF_CLIENTS
@@ -78,7 +78,7 @@ async def facts(site: Site, now: float, subject: str) -> Facts:
         else (),
         caches=tuple(_cache(name, served) for name, served in site.served.items()),
         console=_of_console(site),
-        port=site.config.listen.port,
+        port=site.config().listen.port,
         logging_in=len(site.gate.logins),
         paused=site.paused,
     )

@@ -17,7 +17,17 @@ _STEP: Final = 0.02
 
 
 async def carry_out(command: Command, site: Site) -> str:
-    """Do what `command` says; returns what its client should know beside, "" for nothing.
+    """Do what `command` says, in all workers; returns what its client should know beside, "" for nothing.
+
+    Raises ClientError where it can't be done. Cancelled, PAUSE takes itself back.
+    """
+    if site.others is not None:
+        return await site.others.carry_out(command)
+    return await carry_out_here(command, site)
+
+
+async def carry_out_here(command: Command, site: Site) -> str:
+    """Do the same in this process alone.
 
     Raises ClientError where it can't be done. Cancelled, PAUSE takes itself back.
     """
@@ -25,7 +35,7 @@ async def carry_out(command: Command, site: Site) -> str:
     if verb == "kill_client":
         _kill_client(int(name), site)
     elif verb == "reload":
-        return _reload(site)
+        return await _reload(site)
     elif verb == "shutdown":
         site.shutdown(name == "wait_for_clients")
     else:
@@ -85,7 +95,7 @@ def _resume(databases: Sequence[Served], site: Site, everything: bool) -> None:
 
 
 def _is_empty(served: Served) -> bool:
-    return all(not pool.servers and pool.opening == 0 for pool in served.pools())
+    return all(pool.is_empty for pool in served.every_pool())
 
 
 # -- KILL
@@ -109,7 +119,7 @@ def _kill(databases: Sequence[Served], site: Site, everything: bool) -> None:
                 session.fatal(ClientKilled())
         if not served.cluster.paused:
             served.cluster.pause(now)
-        for pool in served.pools():
+        for pool in served.every_pool():
             pool.close_all(ClientKilled())
 
 
@@ -122,24 +132,24 @@ async def _closed(databases: Sequence[Served]) -> None:
     due = {
         server
         for served in databases
-        for pool in served.pools()
+        for pool in served.every_pool()
         for server in pool.servers
         if 0.0 < server.retire_at <= now
     }
 
     def gone() -> bool:
-        alive = {server for served in databases for pool in served.pools() for server in pool.servers}
+        alive = {server for served in databases for pool in served.every_pool() for server in pool.servers}
         return not due & alive
 
     await _until(gone)
 
 
-def _reload(site: Site) -> str:
+async def _reload(site: Site) -> str:
     try:
-        needing = site.reload()
+        needing = await site.reload()
     except SluiceError as error:
         raise ReloadRefused(extra=str(error)) from None
-    return f"a restart is needed for what changed in: {', '.join(needing)}" if needing else ""
+    return f"a restart is needed for: {', '.join(needing)}" if needing else ""
 
 
 async def _until(condition: Callable[[], bool]) -> None:

@@ -4,46 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any
 
 from pydantic import SecretStr
 
 from proxy.admin.averages import STATS_PERIOD
 from proxy.admin.columns import CONFIG, Table
 from proxy.config import Config
+from proxy.config.changes import needs_restart
 from proxy.upstream.pool import TEST_AFTER
 
-# What RELOAD takes over: see Proxy.reload and Served.reload.
-_CHANGEABLE: Final = re.compile(
-    r"logging\..*|listen\.tls\..*"
-    r"|databases\.[^.]+\.(timeouts|pool_defaults)\..*"
-    r"|databases\.[^.]+\.pools\.[^.]+\.(min|max|acquire_timeout|idle_timeout|max_lifetime|max_uses)"
-    r"|databases\.[^.]+\.health\.failover_(wait|attempts)"
-)
 
-
-def settings(started: Config, latest: Config) -> Table:
-    """Return key, value, default and changeable of each setting; passwords are masked.
-
-    What can change has the value that was read last, the rest that of the start.
-    """
-    plain = Config.model_validate({"databases": {name: {} for name in started.databases}})
-    values, defaults = dict(_flat(started.model_dump())), dict(_flat(plain.model_dump()))
-    reread = dict(_flat(latest.model_dump()))
+def settings(config: Config) -> Table:
+    """Return key, value, default and changeable of each setting in force; passwords are masked."""
+    plain = Config.model_validate({"databases": {name: {} for name in config.databases}})
+    defaults = dict(_flat(plain.model_dump()))
     rows: list[tuple[str | None, ...]] = [
-        (key, value, None, "no") for key, value in _as_pgbouncer(started).items()
+        (key, value, None, "no") for key, value in _as_pgbouncer(config).items()
     ]
-    for key, value in values.items():
-        changeable = _CHANGEABLE.fullmatch(key) is not None
+    for key, value in _flat(config.model_dump()):
         default = defaults.get(re.sub(r"\.hosts\.\d+\.", ".hosts.0.", key))
-        rows.append(
-            (
-                key,
-                reread.get(key, value) if changeable else value,
-                default,
-                "yes" if changeable else "no",
-            )
-        )
+        rows.append((key, value, default, "no" if needs_restart(key) else "yes"))
     return Table(CONFIG, rows)
 
 

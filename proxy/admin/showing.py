@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -11,11 +12,13 @@ from proxy.admin.averages import Averages
 from proxy.admin.columns import INT4, ROUTE, SHOWN, TEXT, VERSION, Column, Table
 from proxy.admin.commands import ROUTE as ROUTE_VERB
 from proxy.admin.commands import SHOW, VALUE, Command
+from proxy.admin.merging import added, merged
 from proxy.admin.observing import facts, figures
 from proxy.admin.settings import settings
-from proxy.admin.site import Site
+from proxy.admin.site import Others, Site
 from proxy.admin.tables import table
 from proxy.query.explain import explain
+from proxy.tasks import spawn
 
 SERVER_VERSION: Final = "1.25.2/bouncer"
 """What drivers are told; tools for PgBouncer tell by it what they talk to, and which columns there are."""
@@ -49,11 +52,19 @@ class Showing:
     def __init__(self, site: Site) -> None:
         self.site = site
         self.averages = Averages(time.monotonic())
+        self._turning: asyncio.Task[None] | None = None
 
     def tick(self, now: float) -> None:
         """Begin a new window of averages where one is over; to be called now and then."""
-        if self.averages.due(now):
+        if not self.averages.due(now):
+            return
+        if self.site.others is None:
             self.averages.turn(now, figures(self.site))
+        elif self._turning is None or self._turning.done():
+            self._turning = spawn(self._turn(self.site.others, now), "average over all workers")
+
+    async def _turn(self, others: Others, now: float) -> None:
+        self.averages.turn(now, added([figures(self.site), *await others.figures()]))
 
     async def shown(self, command: Command) -> Table:
         """Return what a SHOW or ROUTE answers."""
@@ -63,8 +74,11 @@ class Showing:
         if command.subject == "version":
             return Table(VERSION, [(_version(),)])
         if command.subject == "config":
-            return settings(self.site.config, self.site.latest())
-        return table(command.subject, await facts(self.site, now, command.subject), self.averages, now)
+            return settings(self.site.config())
+        found = await facts(self.site, now, command.subject)
+        if self.site.others is not None:
+            found = merged([found, *await self.site.others.facts(command.subject)])
+        return table(command.subject, found, self.averages, now)
 
     def _route(self, command: Command) -> Table:
         served = self.site.databases(command.subject)[0]

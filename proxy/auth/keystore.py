@@ -70,6 +70,10 @@ class KeyStore:
         self._rereader: asyncio.Task[None] | None = None
         self._failed_at: float | None = None  # the last reading, if it failed
 
+    def read_each(self, ttl: float) -> None:
+        """Read a key again after so many seconds, from now on."""
+        self._ttl = ttl
+
     async def get(self, key_id: str) -> Key | None:
         """Return the key, also where it is revoked or expired, or None where there is none of that id.
 
@@ -219,6 +223,9 @@ class FileKeyStore(KeyStore):
             self._read_file()
         except (OSError, ValueError) as error:
             raise SluiceError(f"cannot use the keys in {path}: {error}") from None
+
+    def read_each(self, ttl: float) -> None:
+        """Go on looking at the file as often as before: `ttl` is for keys that cost a question to a server."""
 
     async def _find(self, key_id: str) -> Key | None:
         try:

@@ -11,13 +11,20 @@ from proxy.options import AdminDsn, AsJson, ConfigFile, Schemas, chosen, told
 
 
 def serve(config: ConfigFile = None) -> None:
-    """Run the proxy. SIGTERM drains it.
+    """Run the proxy.
+
+    \b
+    SIGTERM, SIGINT  take no more clients, let transactions finish, and end
+    SIGHUP           read the configuration again
+    SIGUSR2          start a new process that takes all new clients, and end
+                     with the last one here
 
     \b
     Examples:
       pgsluice serve -c pgsluice.yaml
       DB_HOST=10.0.0.5 DB_NAME=app DB_USER=app_rw DB_PASSWORD=… pgsluice serve
       kill -HUP $(pidof pgsluice)    # take over a changed configuration
+      kill -USR2 $(pidof pgsluice)   # a new version, without dropping a client
     """  # noqa: D301  \b keeps the lines as they are
     with told():
         from proxy.serving import run

@@ -112,10 +112,15 @@ def client(text: str, environ: Mapping[str, str], routes: Sequence[Route], serve
 
 def written(tree: Tree) -> str:
     """Return YAML that reads back as `tree`; raises SluiceError if it doesn't."""
-    text = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
-    if _read(text) != tree:
-        raise SluiceError("pgsluice.yaml doesn't read back as it was written")
-    return text
+    for readable in (True, False):
+        # PyYAML doesn't quote U+0085, which it reads as the end of a line, unless all but ASCII is escaped.
+        text = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=readable, width=1000)
+        try:
+            if _read(text) == tree:
+                return text
+        except ConfigError:
+            continue
+    raise SluiceError("pgsluice.yaml doesn't read back as it was written")
 
 
 def in_a_pod(tree: Tree) -> Tree:

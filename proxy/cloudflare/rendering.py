@@ -12,6 +12,8 @@ from proxy.cloudflare.answers import Answers
 from proxy.cloudflare.client import CA_FILE, USUAL, Client, client, most_connections, written
 from proxy.cloudflare.documents import File, dumped
 from proxy.cloudflare.tunnel import config
+from proxy.config import ConfigError, Problem
+from proxy.errors import reason
 
 _CLIENT: Final = """\
 The proxy's side: PostgreSQL is reached through the tunnel. Secrets come from the environment.
@@ -32,8 +34,15 @@ class Rendered(NamedTuple):
 
 
 def read(path: Path | None) -> str:
-    """Return the text of the configuration, or of a usual one; raises OSError or UnicodeDecodeError."""
-    return path.read_text(encoding="utf-8") if path is not None else USUAL
+    """Return the text of the configuration, or of a usual one; raises ConfigError where it can't be read."""
+    if path is None:
+        return USUAL
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError([Problem("", 0, f"cannot read {path}: {reason(error)}")]) from None
+    except UnicodeDecodeError:
+        raise ConfigError([Problem("", 0, f"{path} is not UTF-8 text")]) from None
 
 
 def render(answers: Answers, text: str, environ: Mapping[str, str] = os.environ) -> Rendered:

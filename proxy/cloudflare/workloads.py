@@ -68,7 +68,8 @@ def kubernetes(answers: Answers, client: Client) -> list[File]:
     tunnel = _loaded("kubernetes/overlays/tunnel/cloudflared.yaml")
     deployment, policy = tunnel[0], tunnel[-1]
     deployment["spec"]["template"]["spec"]["containers"][0]["image"] = answers.cloudflared_image
-    ports = sorted({route.port for route in answers.routes} | ({443} if answers.pages else set()))
+    http = {int(answers.http_service.rpartition(":")[2])} if answers.pages else set()
+    ports = sorted({route.port for route in answers.routes} | http)
     outward = policy["spec"]["egress"][-1]["ports"]
     outward += [
         {"protocol": "TCP", "port": port} for port in ports if all(each["port"] != port for each in outward)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -11,6 +12,8 @@ from proxy.config.problems import Path
 
 # Names of databases that the proxy answers itself: its admin console.
 RESERVED = ("pgsluice",)
+
+_HOSTNAME = re.compile(r"[0-9A-Za-z_-]+(\.[0-9A-Za-z_-]+)*")
 
 
 class Finding(NamedTuple):
@@ -30,21 +33,7 @@ def findings(config: Config, *, new_keys_file: bool = False) -> Iterator[Finding
     yield from _auth(config, new_keys_file)
     for name, database in config.databases.items():
         yield from _database(config, name, database)
-
-
-def unavailable(config: Config) -> Iterator[Finding]:
-    """Yield what `config` asks for and this version does not do yet.
-
-    A key that would be ignored in silence is worst where it is about protection, so it is an error.
-    """
-    if config.workers > 1:
-        yield Finding(("workers",), "more than one worker is not available yet")
-    for name, database in config.databases.items():
-        for at, host in enumerate(database.hosts):
-            path: Path = ("databases", name, "hosts", at)
-            if host.transport != "tcp":
-                message = "not available yet; run `cloudflared access tcp` and connect to its local port"
-                yield Finding((*path, "transport"), message)
+        yield from _shares(config, name, database)
 
 
 def _listening(config: Config) -> Iterator[Finding]:
@@ -63,6 +52,9 @@ def _listening(config: Config) -> Iterator[Finding]:
     if config.workers > 1 and listen.port == 0:
         message = "with more than one worker the port can't be left open: they have to share it"
         yield Finding(("listen", "port"), message, (("workers",),))
+    if listen.max_clients < config.workers:
+        message = f"less than one for each of {config.workers} workers"
+        yield Finding(("listen", "max_clients"), message, (("workers",),))
 
 
 def _auth(config: Config, new_keys_file: bool) -> Iterator[Finding]:
@@ -100,6 +92,16 @@ def _database(config: Config, name: str, database: Database) -> Iterator[Finding
     yield from _hosts(path, database.hosts)
 
 
+def _shares(config: Config, name: str, database: Database) -> Iterator[Finding]:
+    """Yield pools that can't be shared out: a worker without a connection could serve nobody."""
+    for pool, settings in database.pools.items():
+        if settings.max < config.workers:
+            message = (
+                f"less than one connection for each of {config.workers} workers: raise it, or lower workers"
+            )
+            yield Finding(("databases", name, "pools", pool, "max"), message, (("workers",),))
+
+
 def _hosts(path: Path, hosts: list[Host]) -> Iterator[Finding]:
     names: set[str] = set()
     primary = ""
@@ -115,7 +117,21 @@ def _hosts(path: Path, hosts: list[Host]) -> Iterator[Finding]:
         if host.service_token is not None and host.transport != "cloudflare":
             message = "a service token is for transport: cloudflare"
             yield Finding((*place, "service_token"), message, ((*place, "transport"),))
+        if host.transport == "cloudflare":
+            yield from _tunnel(place, host)
         yield from _host_tls((*place, "tls"), host)
+
+
+def _tunnel(path: Path, host: Host) -> Iterator[Finding]:
+    if _HOSTNAME.fullmatch(host.host) is None or _is_address(host.host):
+        message = "the tunnel's hostname is needed, as in db.example.com: without https://, port or path"
+        yield Finding((*path, "host"), message, ((*path, "transport"),))
+    token = host.service_token
+    if token is not None:
+        for key, value in (("id", token.id), ("secret", token.secret.get_secret_value())):
+            if not value or not value.isascii() or not value.isprintable() or " " in value:
+                message = "letters and digits without blanks are needed, as Cloudflare shows them once"
+                yield Finding((*path, "service_token", key), message)
 
 
 def _host_tls(path: Path, host: Host) -> Iterator[Finding]:
@@ -136,6 +152,14 @@ def _host_tls(path: Path, host: Host) -> Iterator[Finding]:
             yield Finding((*path, key), f"of no use with mode {tls.mode}: take require or stricter", because)
     if tls.key_file is not None and tls.cert_file is None:
         yield Finding((*path, "key_file"), "a key without its certificate", ((*path, "cert_file"),))
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_loopback(host: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -30,6 +31,9 @@ DEFAULTS: Final[Any] = {}
 
 # pglast can crash the process on longer texts: `SELECT 1+1+…` of 64 KB overflows the C stack.
 MOST_PARSE_BYTES: Final = 32 * 1024
+
+# A client's process id can name 256 processes: the new workers of a handover, and those that still drain.
+MOST_WORKERS: Final = 64
 
 Duration = Annotated[float, BeforeValidator(units.duration), Field(ge=0, le=366 * 86400)]
 PositiveDuration = Annotated[float, BeforeValidator(units.duration), Field(gt=0, le=366 * 86400)]
@@ -102,6 +106,22 @@ class Auth(Section):
     keys: Literal["database", "file"] = "database"
     keys_file: FilePath = Path("keys.yaml")
     cache_ttl: PositiveDuration = 30.0
+    # redis:// or rediss://: where several proxies count keys' statements together; its password is a secret.
+    rate_limit_store: SecretStr | None = None
+
+    @field_validator("rate_limit_store")
+    @classmethod
+    def _is_redis(cls, store: SecretStr | None) -> SecretStr | None:
+        if store is None:
+            return None
+        try:
+            parts = urlsplit(store.get_secret_value())
+            is_redis = parts.scheme in ("redis", "rediss") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            is_redis = False
+        if not is_redis:
+            raise ValueError("redis://[user:password@]host[:port][/database] is needed, or rediss:// for TLS")
+        return store
 
 
 class Identity(Section):
@@ -145,7 +165,7 @@ class ServiceToken(Section):
 
 
 class Host(Section):
-    """One server of a database. Its name defaults to host:port."""
+    """One server of a database. Its name defaults to host:port, and the port to 443 where `host` is a tunnel's name."""
 
     host: Name = "127.0.0.1"
     port: Port = 5432
@@ -154,6 +174,12 @@ class Host(Section):
     transport: Literal["tcp", "cloudflare"] = "tcp"
     service_token: ServiceToken | None = None
     tls: HostTls = DEFAULTS
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tunnels_port(cls, given: Any) -> Any:
+        tunnel = isinstance(given, dict) and given.get("transport") == "cloudflare"
+        return {**given, "port": 443} if tunnel and given.get("port") is None else given
 
     @field_validator("name")
     @classmethod
@@ -352,7 +378,8 @@ def _off(value: Any) -> Any:
 def _workers(value: Any) -> Any:
     if value != "auto":
         return value
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_WORKERS)
 
 
 class Config(Section):
@@ -360,7 +387,7 @@ class Config(Section):
 
     listen: Listen = DEFAULTS
     http: Annotated[Http | None, BeforeValidator(_off)] = DEFAULTS
-    workers: Annotated[int, BeforeValidator(_workers), Field(ge=1, le=1024)] = 1
+    workers: Annotated[int, BeforeValidator(_workers), Field(ge=1, le=MOST_WORKERS)] = 1
     auth: Auth = DEFAULTS
     identity: Identity = DEFAULTS
     databases: dict[Name, Database] = Field(min_length=1)

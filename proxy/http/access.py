@@ -94,7 +94,7 @@ class Access:
         found: dict[str, Key] = {}
         why: ClientError = InvalidApiKey("unknown")
         away: UpstreamUnavailable | None = None
-        for name, store in self._stores.items():
+        for name, store in list(self._stores.items()):
             try:
                 key = await store.get(key_id) if key_id else None
             except UpstreamUnavailable as error:

@@ -33,15 +33,26 @@ SECURITY_HEADERS: Final = {
 RenderMetrics = Callable[[str], Awaitable[tuple[bytes, str]]]
 Ready = Callable[[], bool]
 Health = Callable[[], Mapping[str, object]]
+# Brings what these tell up to date, where it comes from other processes too.
+Refresh = Callable[[], Awaitable[None]]
 
 
 def make_app(
-    render_metrics: RenderMetrics, ready: Ready, health: Health, dashboard: Dashboard | None = None
+    render_metrics: RenderMetrics,
+    ready: Ready,
+    health: Health,
+    dashboard: Dashboard | None = None,
+    refresh: Refresh | None = None,
 ) -> FastAPI:
     """Return the application, for `start` and for tests; without pages of documentation."""
     app = FastAPI(title="pgsluice", docs_url=None, redoc_url=None, openapi_url=None)
 
+    async def fresh() -> None:
+        if refresh is not None:
+            await refresh()
+
     async def metrics(request: Request) -> Response:
+        await fresh()
         body, content_type = await render_metrics(request.headers.get("accept", ""))
         return Response(body, headers={"content-type": content_type})
 
@@ -49,9 +60,11 @@ def make_app(
         return PlainTextResponse("ok\n")
 
     async def readiness() -> Response:
+        await fresh()
         return PlainTextResponse("ready\n") if ready() else PlainTextResponse("not ready\n", 503)
 
     async def detail() -> Response:
+        await fresh()
         return JSONResponse(dict(health()), 200 if ready() else 503)
 
     routes: dict[str, Callable[..., Any]] = {

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from uvicorn import Server
 
     from proxy.http.access import Access
-    from proxy.http.app import Health, Ready, RenderMetrics
+    from proxy.http.app import Health, Ready, Refresh, RenderMetrics
     from proxy.http.dashboard import Tell
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 # Connections at a time, far above what scrapes and probes need: more are answered 503.
 _MAX_CONNECTIONS: Final = 100
 _CLOSE_TIMEOUT: Final = 2
+# Seconds in which a connection that was accepted last gets its request through.
+_LINGER: Final = 0.1
 
 
 class HttpBindError(SluiceError):
@@ -45,6 +47,11 @@ class HttpServer:
 
     async def close(self) -> None:
         """Stop listening, let answers that have begun finish for two seconds, and wait for the end."""
+        if self._server.started:
+            for listening in self._server.servers:
+                listening.close()
+            # uvicorn closes what it has accepted and not read yet.
+            await asyncio.sleep(_LINGER)
         self._server.should_exit = True
         await asyncio.wait({self._task})
 
@@ -57,8 +64,10 @@ async def start(
     health: Health,
     access: Access | None = None,
     tell: Tell | None = None,
+    sockets: list[socket.socket] | None = None,
+    refresh: Refresh | None = None,
 ) -> HttpServer:
-    """Listen on each address of `host` and serve.
+    """Serve on each address of `host`, or at `sockets`, which are closed at the end.
 
     `render_metrics` gets the header Accept and returns body and content type; `health` returns what JSON can
     hold. With `access` and `tell` there is a dashboard: who may see it, and what it shows of a database. Raises
@@ -78,7 +87,7 @@ async def start(
 
     dashboard = Dashboard(access, tell) if access is not None and tell is not None else None
     config = Config(
-        with_security_headers(make_app(render_metrics, ready, health, dashboard)),
+        with_security_headers(make_app(render_metrics, ready, health, dashboard, refresh)),
         http="h11",
         ws="none",
         lifespan="off",
@@ -89,7 +98,7 @@ async def start(
         limit_concurrency=_MAX_CONNECTIONS,
         timeout_graceful_shutdown=_CLOSE_TIMEOUT,
     )
-    sockets = await _listen(host, port)
+    sockets = sockets or await listen(host, port)
     server = QuietServer(config)
     running = HttpServer(server, sockets, tasks.spawn(server.serve(sockets), "http server"))
     shown = f"[{running.host}]" if ":" in running.host else running.host
@@ -97,7 +106,7 @@ async def start(
     return running
 
 
-async def _listen(host: str, port: int) -> list[socket.socket]:
+async def listen(host: str, port: int) -> list[socket.socket]:
     """Return a listening socket for each address of `host`, all on one port. Raises HttpBindError.
 
     An address that this machine lacks, as ::1 of `localhost` without IPv6, is left out if there is another.

@@ -16,6 +16,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
@@ -38,6 +39,8 @@ _MAX_LINES_BACKLOG: Final = 16 * 1024 * 1024
 _COPY_TIMEOUT: Final = 30.0
 # Seconds between two complaints about dropped records.
 _COMPLAIN_EVERY: Final = 10.0
+# Seconds between two looks for what ended processes have left.
+_ADOPT_EVERY: Final = 30.0
 
 
 OnBatch = Callable[[bytes, int, list[int]], None]
@@ -101,6 +104,10 @@ class Sink:
                 self.backlog.bytes,
                 self.last_error or "it is slow",
             )
+
+    def look_again(self) -> None:
+        """Learn that there may be more in the backlog."""
+        self._arrived.set()
 
     async def close(self, timeout: float) -> None:
         """Deliver what waits, for at most `timeout` seconds; what is left then is lost, and said."""
@@ -249,9 +256,11 @@ class AccessLog:
             room = MemoryBacklog(min(max_backlog, _MAX_LINES_BACKLOG))
             self.sinks.append(Sink(name, writer.deliver, room, None, retry_delay))
         self.buffer = AccessBuffer(os.urandom(SEED), statements, _BATCH_BYTES, self._hurry, bool(self.sinks))
-        self._flush_interval = flush_interval
+        # Seconds between two flushes; another interval holds from the next one on.
+        self.flush_interval = flush_interval
         self._timer: asyncio.TimerHandle | None = None
         self._syncing: asyncio.Future[None] | None = None
+        self._adopted_at = 0.0
 
     def start(self) -> None:
         """Start flushing, in the running event loop."""
@@ -278,6 +287,11 @@ class AccessLog:
                     "access log: %s can't be opened again, the old file goes on: %s", name, reason(error)
                 )
 
+    def share_lines(self, directory: Path) -> None:
+        """Mix no line with one of another process; all of them have this directory. Raises OSError."""
+        for name, writer in self._lines.items():
+            writer.share(directory / f"{name}.lines")
+
     async def close(self, timeout: float = 5.0) -> None:
         """Flush for the last time and wait for the sinks, at most `timeout` seconds."""
         if self._timer is not None:
@@ -290,7 +304,8 @@ class AccessLog:
     def _tick(self) -> None:
         self.flush()
         self._sync()
-        self._timer = asyncio.get_running_loop().call_later(self._flush_interval, self._tick)
+        self._adopt()
+        self._timer = asyncio.get_running_loop().call_later(self.flush_interval, self._tick)
 
     def _sync(self) -> None:
         """Have the disk keep what waits for the table; what is delivered at once isn't worth it."""
@@ -300,6 +315,22 @@ class AccessLog:
             return
         if self._syncing is None or self._syncing.done():
             self._syncing = asyncio.get_running_loop().run_in_executor(None, spool.sync)
+
+    def _adopt(self) -> None:
+        """Deliver what the process that handed over to this one has left, or a worker that died."""
+        now = asyncio.get_running_loop().time()
+        if self.spool is None or now - self._adopted_at < _ADOPT_EVERY:
+            return
+        self._adopted_at = now
+        try:
+            records = self.spool.adopt()
+        except OSError as error:
+            log.warning("access log: the spool can't be looked through: %s", reason(error))
+            return
+        if records:
+            log.info("access log: %d records of a process that has ended are taken over", records)
+            for sink in self.sinks:
+                sink.look_again()
 
     def _hurry(self) -> None:
         # Called while a row is appended: the flush must come after it.

@@ -6,6 +6,7 @@ Standard output may be a pipe that nobody reads, and a file's disk may be slow: 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import threading
 from pathlib import Path
@@ -33,6 +34,8 @@ class LineWriter:
         self._path = path
         # What takes the place of the file's descriptor between two lines.
         self._next_fd = -1
+        # Held while lines are written, where other processes write there too.
+        self._lock = -1
         self._rows = b""
         self._at = 0
         self._pending = b""
@@ -53,6 +56,14 @@ class LineWriter:
             before, self._next_fd = self._next_fd, _open(self._path)
             if before >= 0:
                 os.close(before)
+
+    def share(self, lock: Path) -> None:
+        """Write no line into another process's: all of them hold the file `lock` while they write. Raises OSError.
+
+        A pipe takes no more than 4 KiB in one piece (pipe(7), PIPE_BUF).
+        """
+        if self._lock < 0:
+            self._lock = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     async def deliver(self, batch: Batch) -> None:
         """Write the rows of `batch`, and return when the descriptor has taken all. Raises OSError if it refuses.
@@ -93,14 +104,24 @@ class LineWriter:
                 before = self._fd
                 self._fd, self._next_fd = self._next_fd, -1
                 os.close(before)
-            while self._pending:
-                self._pending = self._pending[os.write(self._fd, self._pending) :]
+            self._flush()
             if self._at >= len(rows):
                 break
             end = cut(rows, self._at, _SLICE)
             self._pending = json_lines(rows, self._at, end)
             self._at = end
         self._rows = b""
+
+    def _flush(self) -> None:
+        """Write what is pending: whole lines, but where an earlier try has failed in the middle of one."""
+        if self._lock >= 0 and self._pending:
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        try:
+            while self._pending:
+                self._pending = self._pending[os.write(self._fd, self._pending) :]
+        finally:
+            if self._lock >= 0:
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
 
 
 def _open(path: Path) -> int:

@@ -22,7 +22,6 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from proxy.observe.access_log import Sink
 from proxy.observe.snapshot import (
     BREAKER_STATES,
     ROLES,
@@ -31,6 +30,7 @@ from proxy.observe.snapshot import (
     ParseCacheSnapshot,
     PoolSnapshot,
     ResultCacheSnapshot,
+    SinkSnapshot,
     Snapshot,
     SpoolSnapshot,
 )
@@ -104,6 +104,16 @@ class SnapshotCollector(Collector):
         yield _gauge("clients", "Client connections.", snapshot.clients)
         yield _gauge("clients_limit", "Client connections that are allowed.", snapshot.max_clients)
         yield from _clients(snapshot.proxy)
+        yield _gauge(
+            "rate_limit_store_up",
+            "1 while the store of rate limits answers, or there is none.",
+            float(snapshot.permits_up),
+        )
+        yield _counter(
+            "rate_limit_store_failures",
+            "Questions to the store of rate limits that had no answer.",
+            snapshot.permit_failures,
+        )
         yield from _pool_sizes(snapshot.pools)
         yield from _pool_work(snapshot.pools)
         yield from _hosts(snapshot.hosts)
@@ -367,7 +377,7 @@ def _result_cache(caches: Sequence[ResultCacheSnapshot]) -> Iterator[Metric]:
     yield from (lookups, *counters, *gauges)
 
 
-def _access_log(sinks: Sequence[Sink]) -> Iterator[Metric]:
+def _access_log(sinks: Sequence[SinkSnapshot]) -> Iterator[Metric]:
     records = CounterMetricFamily(
         "pgsluice_access_log_records",
         "Access records: written, dropped for want of room, refused by the destination.",
@@ -390,8 +400,8 @@ def _access_log(sinks: Sequence[Sink]) -> Iterator[Metric]:
         ):
             records.add_metric((sink.name, result), number)
         failures.add_metric((sink.name,), sink.failures)
-        waiting.add_metric((sink.name,), sink.backlog.rows)
-        size.add_metric((sink.name,), sink.backlog.bytes)
+        waiting.add_metric((sink.name,), sink.waiting)
+        size.add_metric((sink.name,), sink.waiting_bytes)
     yield from (records, failures, waiting, size)
 
 

@@ -19,6 +19,7 @@ from librt.strings import read_i32_be, read_i64_be
 from mypy_extensions import i64
 
 from proxy.observe.record import COLUMNS
+from proxy.observe.rows import skip
 from proxy.observe.text import escape
 from proxy.query.lexer import normalize
 
@@ -145,6 +146,13 @@ class Recent:
         # How many statements each one that was read stood for in the last batch.
         self.weight = 1.0
 
+    def serve(self, databases: list[str]) -> None:
+        """Go on with these databases; what is known of those that were there before stays."""
+        pasts = self._pasts
+        self._pasts = {name: pasts[name] if name in pasts else Past() for name in databases}
+        self._first = self._pasts[databases[0]]
+        self._sessions = {}
+
     def add(self, rows: bytes, number: i64, events: list[int], now: float) -> None:
         """Take in a batch of `number` rows; at the offsets `events` are those that aren't statements."""
         for event_at in events:
@@ -159,7 +167,7 @@ class Recent:
         while at < end and most > 0:
             following = self._row(rows, at, now)
             if following == 0:
-                at = _past(rows, at + 2, COLUMNS)
+                at = skip(rows, at + 2, COLUMNS)
             else:
                 most -= 1
                 at = following
@@ -193,14 +201,14 @@ class Recent:
         event_at = start + _LEAD
         if _body(rows, event_at) != b"statement":
             return 0
-        session_at = _past(rows, event_at, 1)
-        pool_at = _past(rows, session_at, 5)
-        intent_at = _past(rows, pool_at, 4)
-        statement_at = _past(rows, intent_at, 2)
-        rows_at = _past(rows, statement_at, 1)
-        out_at = _past(rows, rows_at, 2)
-        duration_at = _past(rows, out_at, 3)
-        sqlstate_at = _past(rows, duration_at, 3)
+        session_at = skip(rows, event_at, 1)
+        pool_at = skip(rows, session_at, 5)
+        intent_at = skip(rows, pool_at, 4)
+        statement_at = skip(rows, intent_at, 2)
+        rows_at = skip(rows, statement_at, 1)
+        out_at = skip(rows, rows_at, 2)
+        duration_at = skip(rows, out_at, 3)
+        sqlstate_at = skip(rows, duration_at, 3)
         session = self._session(rows[session_at:pool_at])
         slice = session.past.current(now)
         duration_us = _number(rows, duration_at)
@@ -214,7 +222,7 @@ class Recent:
                 total.most_us = duration_us
             if read_i32_be(rows, sqlstate_at) > 0:
                 total.errors += weight
-        return _past(rows, sqlstate_at, 3)
+        return skip(rows, sqlstate_at, 3)
 
     def _event(self, rows: bytes, start: i64, now: float) -> None:
         """Keep the denial whose row is at `start`; other events are nothing to us."""
@@ -222,19 +230,19 @@ class Recent:
         event = _body(rows, event_at)
         if event not in _DENIALS:
             return
-        session_at = _past(rows, event_at, 1)
-        pool_at = _past(rows, session_at, 5)
-        reason_at = _past(rows, pool_at, 3)
-        intent_at = _past(rows, reason_at, 1)
-        statement_at = _past(rows, intent_at, 2)
-        sqlstate_at = _past(rows, statement_at, 9)
+        session_at = skip(rows, event_at, 1)
+        pool_at = skip(rows, session_at, 5)
+        reason_at = skip(rows, pool_at, 3)
+        intent_at = skip(rows, reason_at, 1)
+        statement_at = skip(rows, intent_at, 2)
+        sqlstate_at = skip(rows, statement_at, 9)
         session = self._session(rows[session_at:pool_at])
         if event == b"denied":
             self._key(session.past.current(now), session).denied += 1
         mark = (
             rows[event_at:pool_at]
             + rows[reason_at:statement_at]
-            + rows[sqlstate_at : _past(rows, sqlstate_at, 2)]
+            + rows[sqlstate_at : skip(rows, sqlstate_at, 2)]
         )
         denials = session.past.denials
         denial = denials.pop(mark, None)
@@ -254,9 +262,9 @@ class Recent:
     def _meet(self, run: bytes) -> _Session:
         """Read what a session's rows share, once for each session."""
         key_id = _body(run, 0)
-        database = _string(run, _past(run, 0, 4))
+        database = _string(run, skip(run, 0, 4))
         past = self._pasts.get(database)
-        session = _Session(self._first if past is None else past, key_id, _string(run, _past(run, 0, 1)))
+        session = _Session(self._first if past is None else past, key_id, _string(run, skip(run, 0, 1)))
         if len(self._sessions) >= MOST_SESSIONS:
             self._sessions.clear()
         self._sessions[run] = session
@@ -266,7 +274,7 @@ class Recent:
         mark = rows[intent_at:statement_at]
         total = slice.statements.get(mark)
         if total is None:
-            fingerprint = _string(rows, _past(rows, intent_at, 1))
+            fingerprint = _string(rows, skip(rows, intent_at, 1))
             text = self._text(rows, statement_at) if fingerprint else "(not parsed)"
             total = Total(fingerprint, _string(rows, intent_at), text)
             _enter(slice.statements, mark, total)
@@ -322,31 +330,19 @@ def _told(
     rows: bytes, event_at: i64, session_at: i64, reason_at: i64, intent_at: i64, sqlstate_at: i64, text: str
 ) -> dict[str, str]:
     """Return what is shown of a denial; a client's own words are escaped."""
-    address_at = _past(rows, session_at, 2)
+    address_at = skip(rows, session_at, 2)
     return {
         "event": _string(rows, event_at),
         "key_id": escape(_string(rows, session_at)),
-        "user_id": escape(_string(rows, _past(rows, session_at, 1))),
+        "user_id": escape(_string(rows, skip(rows, session_at, 1))),
         "client_addr": _address(_body(rows, address_at)),
-        "application_name": escape(_string(rows, _past(rows, address_at, 1))),
+        "application_name": escape(_string(rows, skip(rows, address_at, 1))),
         "reason": escape(_string(rows, reason_at)),
         "intent": _string(rows, intent_at),
         "statement": text,
         "sqlstate": _string(rows, sqlstate_at),
-        "code": _string(rows, _past(rows, sqlstate_at, 1)),
+        "code": _string(rows, skip(rows, sqlstate_at, 1)),
     }
-
-
-def _past(rows: bytes, start: i64, fields: i64) -> i64:
-    """Return the offset behind so many fields."""
-    at = start
-    while fields > 0:
-        size = i64(read_i32_be(rows, at))
-        at += 4
-        if size > 0:
-            at += size
-        fields -= 1
-    return at
 
 
 def _number(rows: bytes, at: i64) -> i64:

@@ -109,11 +109,11 @@ def json_lines(rows: bytes, start: i64, end: i64) -> bytes:
         w.write(_json_time(read_i64_be(rows, at + 26)))
         at += 34
         # These two runs of fields, most of a row, come again and again.
-        following = _skip(rows, at, _TARGET - _EVENT)
+        following = skip(rows, at, _TARGET - _EVENT)
         w.write(_remembered(rows[at:following], _EVENT))
-        at = _skip(rows, following, _ROWS - _TARGET)
+        at = skip(rows, following, _ROWS - _TARGET)
         w.write(_remembered(rows[following:at], _TARGET))
-        following = _skip(rows, at, _FIELDS - _ROWS)
+        following = skip(rows, at, _FIELDS - _ROWS)
         _write_fields(w, rows, at, following, _ROWS)
         at = following
         w.write(b"}\n")
@@ -142,10 +142,10 @@ def to_ascii(rows: bytes) -> bytes:
 
 
 def _row_end(rows: bytes, start: i64) -> i64:
-    return _skip(rows, start + 2, _FIELDS)
+    return skip(rows, start + 2, _FIELDS)
 
 
-def _skip(rows: bytes, start: i64, fields: i64) -> i64:
+def skip(rows: bytes, start: i64, fields: i64) -> i64:
     """Return the offset behind so many fields."""
     at = start
     while fields > 0:

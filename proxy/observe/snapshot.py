@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from proxy.observe.access_log import Sink
 from proxy.observe.stats import PoolStats, ProxyStats
 
 ROLES: Final = ("primary", "replica", "unknown")
@@ -52,6 +51,8 @@ class HostSnapshot:
     response_time: float | None = None
     lag: float | None = None
     error: str = ""
+    # It is reached through a Cloudflare tunnel.
+    tunnelled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +106,22 @@ class SpoolSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class SinkSnapshot:
+    """One destination of the access log: records since the start, and those that wait for it."""
+
+    name: str
+    written: int = 0
+    dropped: int = 0
+    refused: int = 0
+    failures: int = 0
+    waiting: int = 0
+    waiting_bytes: int = 0
+    last_error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The whole process."""
+    """The whole process, or all workers."""
 
     version: str
     compiled: bool
@@ -123,5 +138,8 @@ class Snapshot:
     prepared_cache: Sequence[CacheSnapshot] = ()
     key_cache: Sequence[CacheSnapshot] = ()
     result_cache: Sequence[ResultCacheSnapshot] = ()
-    access_log: Sequence[Sink] = ()
+    access_log: Sequence[SinkSnapshot] = ()
     spool: SpoolSnapshot = field(default_factory=SpoolSnapshot)
+    # Whether the store of rate limits answers (true where there is none), and how often it didn't.
+    permits_up: bool = True
+    permit_failures: int = 0

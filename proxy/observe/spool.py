@@ -1,8 +1,9 @@
 r"""Access records on disk, until the table has taken them.
 
 Each batch is written to a segment before it is delivered, so that a process that is killed loses only what it had not
-flushed yet. A segment is removed once all of it is delivered; what is found at a start is delivered then. Whatever was
-delivered already and is found again does no harm: who delivers it says that it may be known (`Batch.again`).
+flushed yet. A segment is removed once all of it is delivered; what a process leaves that ends is delivered by another.
+Whatever was delivered already and is found again does no harm: who delivers it says that it may be known
+(`Batch.again`).
 
     spool_dir/0/lock                  held by the process whose slot this is
     spool_dir/0/0000001732800000-0001.log
@@ -105,11 +106,21 @@ class Spool:
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.directory = self._take_slot(directory)
-            for path in self._left_behind(directory):
+            for path in sorted([*self.directory.glob("*.log"), *self._left_behind()], key=_age):
                 self._read_segment(path)
         except OSError as error:
             self.close()
             raise SpoolError(f"{error.filename or directory}: {reason(error)}") from error
+
+    def adopt(self) -> int:
+        """Take over what processes have left that have ended since, as after a handover; returns the number of records.
+
+        Raises OSError.
+        """
+        before = self.rows
+        for path in sorted(self._left_behind(), key=_age):
+            self._read_segment(path)
+        return self.rows - before
 
     @property
     def segments(self) -> int:
@@ -213,13 +224,13 @@ class Spool:
         self._locks.append(descriptor)
         return True
 
-    def _left_behind(self, directory: Path) -> list[Path]:
-        """Return the segments of this slot, and of those whose processes have ended, the oldest first.
+    def _left_behind(self) -> list[Path]:
+        """Return the segments of slots whose processes have ended.
 
-        Their locks are kept: a process that starts meanwhile takes a slot of its own.
+        Their locks are kept: a process that starts meanwhile takes a slot of its own, and nobody else takes these.
         """
-        found = list(self.directory.glob("*.log"))
-        for slot in directory.iterdir():
+        found: list[Path] = []
+        for slot in self.directory.parent.iterdir():
             if (
                 slot != self.directory
                 and slot.name.isdecimal()
@@ -227,7 +238,7 @@ class Spool:
                 and self._lock(slot)
             ):
                 found += slot.glob("*.log")
-        return sorted(found, key=lambda path: (path.name, path.parent.name))
+        return found
 
     def _read_segment(self, path: Path) -> None:
         """Note the batches in a segment that an earlier process left."""
@@ -345,6 +356,11 @@ class Spool:
     def _count(self, frame: _Frame, sign: int) -> None:
         self.rows += sign * frame.number
         self.bytes += sign * frame.size
+
+
+def _age(path: Path) -> tuple[str, str]:
+    """Return what segments are sorted by, the oldest first."""
+    return path.name, path.parent.name
 
 
 def _checksum(size: int, number: int, rows: bytes) -> int:

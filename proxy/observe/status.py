@@ -91,7 +91,7 @@ class Status:
                 {
                     "sink": sink.name,
                     "written": sink.written,
-                    "waiting": sink.backlog.rows,
+                    "waiting": sink.waiting,
                     "dropped": sink.dropped,
                     "error": escape(sink.last_error, 300),
                 }

@@ -6,16 +6,21 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from proxy.auth.key import Key
 from proxy.auth.keystore import KeyStore
 from proxy.auth.ratelimit import TokenBucket
+from proxy.auth.shared_limits import SharedLimits
 from proxy.errors import ClientError
 from proxy.observe.stats import ProxyStats
 from proxy.session.database import Database
 from proxy.session.logins import Unproven
 from proxy.session.sessions import Sessions, Visitor
+
+if TYPE_CHECKING:
+    # It takes time and memory to import the client of a store, which most have not.
+    from proxy.auth.permits import PermitStore
 
 CONSOLES = ("pgsluice", "pgbouncer")
 """Names of the admin console, as a database: our own, and what tools for PgBouncer ask for."""
@@ -59,6 +64,10 @@ class Gate:
     logins: set[Unfinished] = field(default_factory=set)
     unproven: Unproven[Unfinished] = field(default_factory=Unproven)
     buckets: dict[str, TokenBucket] = field(default_factory=dict)
+    # Where other processes count the same keys' statements, if anywhere.
+    permits: PermitStore | None = None
+    # What keys have left in all workers, where there are several.
+    limits: SharedLimits | None = None
 
     def bucket(self, key: Key) -> TokenBucket | None:
         """Return the key's token bucket, shared by its sessions; None where it has no limit."""
@@ -66,6 +75,23 @@ class Gate:
             return None
         bucket = self.buckets.get(key.id)
         if bucket is None or bucket.per_minute != key.rate_limit_per_minute:
-            bucket = TokenBucket(key.rate_limit_per_minute, time.monotonic())
+            now, per_minute = time.monotonic(), key.rate_limit_per_minute
+            if self.permits is not None:
+                bucket = self.permits.bucket(key.id, per_minute, now)
+            elif self.limits is not None:
+                bucket = self.limits.bucket(key.id, per_minute, now)
+            else:
+                bucket = TokenBucket(per_minute, now)
             self.buckets[key.id] = bucket
         return bucket
+
+    async def take(self, key: Key) -> float:
+        """Take one from the key's bucket; returns 0.0, or the seconds until there will be one."""
+        bucket = self.bucket(key)
+        if bucket is None:
+            return 0.0
+        if bucket.lacks(now := time.monotonic()):
+            known: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+            bucket.wait(lambda at: None if known.done() else known.set_result(at), now)
+            await known
+        return bucket.take(time.monotonic())

@@ -17,6 +17,7 @@ import asyncpg
 
 from proxy import config as model
 from proxy.auth.keystore import FileKeyStore, KeyStore
+from proxy.config.changes import DatabaseChanges
 from proxy.errors import ClientError, NoPrimary, UpstreamUnavailable
 from proxy.observe.record import AccessBuffer, pool_part
 from proxy.observe.slow import NEVER
@@ -29,11 +30,14 @@ from proxy.query.intent import Intent
 from proxy.session.database import Database
 from proxy.session.keeping import Keeping
 from proxy.session.key_reading import KeyReading
+from proxy.session.reload import Preparation, Ready
 from proxy.session.results import Results
+from proxy.session.session import Session
 from proxy.session.signing import Signing
 from proxy.session.usage import write_usage
 from proxy.tasks import spawn, stop
-from proxy.transport.tls import ServerTls, TlsError
+from proxy.transport.way import Way
+from proxy.tunnel import Tunnel, way_to
 from proxy.upstream.access_table import AccessTable
 from proxy.upstream.breaker import Breaker
 from proxy.upstream.cluster import LEAST_CONNECTIONS, RANDOM, ROUND_ROBIN, Cluster, Host
@@ -41,7 +45,7 @@ from proxy.upstream.control import Control
 from proxy.upstream.health import Health, Thresholds
 from proxy.upstream.login import Login, connect
 from proxy.upstream.names import Names
-from proxy.upstream.pool import Pool, PoolLimits
+from proxy.upstream.pool import SPREAD, Pool, PoolLimits
 from proxy.upstream.server import Server
 
 log = logging.getLogger(__name__)
@@ -61,6 +65,11 @@ _WRITE_USAGE = 5.0
 _LAST_USAGE = 2.0
 _RETRY = 1.0
 _MAINTENANCE = 0.1
+# Seconds for which a process that takes no more clients keeps a server connection that nobody uses.
+_RETIRED_IDLE = 1.0
+
+_SPREAD_FAR = 0.5
+"""Jitter of lifetimes where the way itself ends connections, and all at once: between half and all of the time."""
 
 
 class Served:
@@ -73,7 +82,9 @@ class Served:
         config: model.Config,
         access: AccessBuffer,
         stats: ProxyStats,
+        is_first: bool = True,
     ) -> None:
+        """Begin with nothing connected; of several workers the first does what has to be done once."""
         self.name = name
         self._settings = settings
         self._signed = config.identity.mode == "signed"
@@ -81,21 +92,12 @@ class Served:
         watching = settings.health
         self.cluster = Cluster(
             name,
-            [
-                Host(
-                    host.name,
-                    host.host,
-                    host.port,
-                    host.role,
-                    Breaker(watching.failures_to_open, watching.retry_after),
-                )
-                for host in settings.hosts
-            ],
+            [_host(host, watching) for host in settings.hosts],
             _BALANCE[settings.pools["readonly"].balance],
             settings.health.max_lag,
         )
-        self._tls = {host.name: ServerTls(host.tls) for host in settings.hosts}
-        self.controls = {host.name: self._control(host) for host in settings.hosts}
+        self._ways = {host.name: way_to(host) for host in settings.hosts}
+        self.controls = {host.name: self._control(settings, self._ways[host.name]) for host in settings.hosts}
         self.health = Health(
             self.cluster,
             self.controls,
@@ -105,6 +107,10 @@ class Served:
         )
         # Hosts that must not be used, and why.
         self._bypassed: dict[str, list[Finding]] = {}
+        # How each pool logs in; and pools that are to end with their last connection, with when whoever keeps one
+        # for itself has to let go of it, in seconds of the monotonic clock.
+        self._logins: dict[Pool, Login] = {}
+        self.leaving: dict[Pool, float] = {}
         self._started = False
         self._alarmed: set[Finding] = set()
         routing = settings.routing
@@ -113,16 +119,12 @@ class Served:
         self.database.signed = self._signed
         self.database.token_ttl = config.identity.token_ttl
         self.database.session_mode = settings.pool_mode == "session"
-        self.database.max_parse_bytes = routing.max_parse_bytes
-        self.database.routing = routing.enabled
-        self.database.lazy_begin = routing.lazy_begin
-        self.database.read_your_writes = routing.read_your_writes
-        self.database.retries_refused_reads = routing.retry_readonly_errors
         self._keeping = Keeping(self.database, self.cluster)
         self._take_over(settings)
+        self._strict = config.identity.isolation == "strict"
         for host in self.cluster.hosts:
             for pool_name, pool in settings.pools.items():
-                self._add_pool(host, pool_name, pool, config.identity.isolation == "strict")
+                self._add_pool(host, pool_name, pool, self._strict)
         self.keys: KeyStore
         if config.auth.keys == "file":
             self.keys = FileKeyStore(config.auth.keys_file)
@@ -132,11 +134,14 @@ class Served:
             reading.knows = self.keys.knows
         self.watch_slow(config.access_log.slow_query)
         self.access_table = AccessTable(self._primary_control)
-        self._logs_to_table = config.access_log.sinks.count("table") > 0
+        self._makes_partitions = is_first and config.access_log.sinks.count("table") > 0
         self._functions: frozenset[tuple[str, str, str]] = frozenset()
         self._listens = config.auth.keys == "database"
         self._signing = Signing(self.database, self.controls)
         self._tasks: list[asyncio.Task[Any]] = []
+        self._listener: asyncio.Task[None] | None = None
+        self._hearing: asyncio.Task[None] | None = None
+        self.cluster.primary_changed = self._primary_changed
 
     # -- life
 
@@ -145,14 +150,15 @@ class Served:
 
         Raises BypassError where a pool's login could pass by row-level security.
         """
-        await self.health.probe()
+        slow = any(way.slow_to_open for way in self._ways.values())
+        await self.health.probe(self._settings.pool_defaults.connect_timeout if slow else 0.0)
         if self._bypassed:
             raise BypassError(self._bypassed)
         self._started = True
         kept = [(self._refresh_functions, _REFRESH_FUNCTIONS), (self._refresh_signer, _REFRESH_SIGNER)]
         if self._listens:
             kept.append((self._write_usage, _WRITE_USAGE))
-        if self._logs_to_table:
+        if self._makes_partitions:
             kept.append((self._ensure_partitions, _REFRESH_PARTITIONS))
         if self._signed:
             kept.append((self._watch_rights, _WATCH_RIGHTS))
@@ -165,65 +171,207 @@ class Served:
         self._tasks = [
             spawn(self.health.run(), f"{self.name}: health"),
             spawn(self._maintenance(), f"{self.name}: pools"),
-            spawn(self._hear_writes(), f"{self.name}: writes elsewhere"),
             *(
                 spawn(self._keep(refresh, interval), f"{self.name}: {refresh.__name__}")
                 for refresh, interval in kept
             ),
         ]
-        if self._listens:
-            self._tasks.append(spawn(self._listen(), f"{self.name}: key changes"))
+        self._start_listening()
+        self._start_hearing()
 
-    def reload(self, settings: model.Database) -> bool:
-        """Take over limits and timeouts; returns False if something else changed too, which needs a restart.
+    # -- a reload
 
-        Certificates are read again, for connections to come.
+    async def prepare(self, settings: model.Database, changes: DatabaseChanges) -> Ready:
+        """Do all that can fail before these settings are in force; returns what `switch` takes, or `drop` undoes.
+
+        Raises SluiceError, and nothing has changed then.
         """
-        for host, tls in self._tls.items():
-            try:
-                tls.reload()
-            except TlsError as error:
-                log.error("host %s keeps its certificates: %s", host, error)
-        self._take_over(settings)
-        for pool in self.pools():
-            wanted = settings.pools.get(pool.name)
-            if wanted is not None:
-                pool.limits = _limits(wanted, pool.limits.strict)
-        fixed: dict[str, Any] = {
-            "timeouts": True,
-            "pools": True,
-            "pool_defaults": True,
-            "health": {"failover_wait", "failover_attempts"},
-            "cache": True,
-        }
-        same = settings.model_dump(exclude=fixed) == self._settings.model_dump(exclude=fixed)
-        logins = {name: (pool.user, pool.password) for name, pool in settings.pools.items()}
-        return same and logins == {
-            name: (pool.user, pool.password) for name, pool in self._settings.pools.items()
-        }
+        ready = Ready(settings, changes)
+        preparation = Preparation(self.name, self.cluster, self.controls, self._ways, self._signed)
 
-    def _take_over(self, settings: model.Database) -> None:
-        """Go by these timeouts from now on."""
+        def log_in(pool: str, way: Way) -> Login:
+            return self._login(pool, settings.pools[pool], way)
+
+        try:
+            await preparation.prepare(
+                ready,
+                lambda host: _host(host, settings.health),
+                lambda way: self._control(settings, way),
+                log_in,
+            )
+        except BaseException:
+            ready.drop()
+            raise
+        return ready
+
+    def switch(self, ready: Ready, config: model.Config) -> None:
+        """Go by the settings that were prepared, from now on.
+
+        What goes lends no connection any more, and whoever waited for one looks for another; who holds one keeps it
+        to the end of the transaction. Whoever keeps one for longer has listen.drain_timeout for that.
+        """
+        now = time.monotonic()
+        until = now + config.listen.drain_timeout
+        before, self._settings = self._settings, ready.settings
+        changes, settings, cluster = ready.changes, ready.settings, self.cluster
+        for name, contexts in ready.contexts.items():
+            self._ways[name].renew(contexts)
+        leaving = self._exchange_hosts(ready)
+        self._strict = config.identity.isolation == "strict"
+        for host in cluster.hosts:
+            leaving += [host.pools.pop(name) for name in changes.pools_removed if name in host.pools]
+            for name in settings.pools:
+                if name not in host.pools:
+                    self._add_pool(host, name, settings.pools[name], self._strict)
+            host.pools = {name: host.pools[name] for name in settings.pools}
+            self._change_pools(host, changes)
+        self._go_on_counting(leaving)
+        self._take_over(settings, before)
+        if config.identity.mode == "signed":
+            self._signing.sign_for(config.identity.token_ttl)
+        self.keys.read_each(config.auth.cache_ttl)
+        self.watch_slow(config.access_log.slow_query)
+        cluster.roles_changed()
+        for pool in leaving:
+            self.leaving[pool] = until
+            pool.pause(now)
+        cluster.resume(now)
+        self._maintain(now)
+        if changes.hosts_added or changes.hosts_removed or changes.control:
+            self.health.alarm()
+            self._start_listening()
+            self._primary_changed()
+
+    def _exchange_hosts(self, ready: Ready) -> list[Pool]:
+        """Let hosts go and come; returns the pools of those that go."""
+        gone = [host for host in self.cluster.hosts if host.name in ready.changes.hosts_removed]
+        for host in gone:
+            self.health.forget(host)
+            self.controls.pop(host.name).retire()
+            self._bypassed.pop(host.name, None)
+            del self._ways[host.name]
+        for name, control in ready.controls.items():
+            self.controls[name].retire()
+            self.controls[name] = control
+        for name, newcomer in ready.newcomers.items():
+            self._ways[name] = newcomer.way
+            self.controls[name] = newcomer.control
+        hosts = {host.name: host for host in self.cluster.hosts if host not in gone}
+        hosts |= {name: newcomer.host for name, newcomer in ready.newcomers.items()}
+        # Another list: whoever goes through the old one waits for answers meanwhile.
+        self.cluster.hosts = [hosts[host.name] for host in ready.settings.hosts]
+        return [pool for host in gone for pool in host.pools.values()]
+
+    def _change_pools(self, host: Host, changes: DatabaseChanges) -> None:
+        """Give the pools of `host` their numbers, and those with another login that."""
+        for name, pool in host.pools.items():
+            settings = self._settings.pools[name]
+            to_strict = self._strict and not pool.limits.strict
+            pool.limits = _limits(settings, self._strict, self._ways[host.name])
+            if name in changes.passwords or name in changes.logins:
+                self._logins[pool] = self._login(name, settings, self._ways[host.name])
+                pool.hope()
+            if name in changes.passwords or to_strict:
+                # With isolation: strict, none may have served somebody before.
+                pool.reconnect()
+
+    def _go_on_counting(self, leaving: list[Pool]) -> None:
+        """Have pools that take the places of others go on with their counters, which never go back."""
+        now = {(pool.host, pool.name): pool for pool in self.pools()}
+        for pool in leaving:
+            if (successor := now.get((pool.host, pool.name))) is not None:
+                successor.stats = pool.stats
+
+    def _take_over(self, settings: model.Database, before: model.Database | None = None) -> None:
+        """Go by these numbers and switches from now on."""
         self.query_timeout = settings.timeouts.query
         self.idle_in_transaction = settings.timeouts.idle_in_transaction
         self.client_idle = settings.timeouts.client_idle
-        self.database.failover_wait = settings.health.failover_wait
-        self.database.failover_attempts = settings.health.failover_attempts
+        database, health, routing = self.database, settings.health, settings.routing
+        database.failover_wait = health.failover_wait
+        database.failover_attempts = health.failover_attempts
+        self.cluster.max_lag = health.max_lag
+        self.cluster.balance = _BALANCE[settings.pools["readonly"].balance]
+        database.routing = routing.enabled
+        database.lazy_begin = routing.lazy_begin
+        database.read_your_writes = routing.read_your_writes
+        database.retries_refused_reads = routing.retry_readonly_errors
+        database.max_parse_bytes = routing.max_parse_bytes
         self._keeping.take_over(settings)
+        if before is None:
+            return
+        if before.health != health:
+            self.health.thresholds = Thresholds(health.interval, health.retry_after)
+            for host in self.cluster.hosts:
+                host.breaker.failures_to_open = health.failures_to_open
+                host.breaker.retry_after = health.retry_after
+        if before.routing != routing:
+            database.intents.max_parse_bytes = routing.max_parse_bytes
+            database.intents.set_catalog(self._catalog())
+
+    def _catalog(self) -> FunctionCatalog:
+        safe = self._settings.routing.safe_functions
+        return (
+            FunctionCatalog.from_rows(self._functions, safe)
+            if self._functions
+            else FunctionCatalog.builtin(safe)
+        )
+
+    def _start_listening(self) -> None:
+        """Hear of changed keys at the primary as it is reached now."""
+        if self._listens:
+            if self._listener is not None:
+                self._listener.cancel()
+                self.keys.changed_all()
+            self._listener = spawn(self._listen(), f"{self.name}: key changes")
+
+    def _start_hearing(self) -> None:
+        """Hear of what is written past the proxy, at the primary as it is reached now."""
+        if self._hearing is not None:
+            self._hearing.cancel()
+        self._hearing = spawn(self._hear_writes(), f"{self.name}: writes elsewhere")
+
+    def _primary_changed(self) -> None:
+        """Drop every result: what the last primary took may be lost, and another one tells of writes."""
+        self._keeping.flush()
+        if self._hearing is not None:
+            self._start_hearing()
+
+    def overstays(self, session: Session, now: float) -> bool:
+        """Tell whether a session still keeps for itself, in no transaction, a connection that should be gone."""
+        server, pool = session.server, session.pool
+        if server is None or pool is None or now < self.leaving.get(pool, now + 1.0):
+            return False
+        return not (session.in_transaction or session.awaits_sync) and server.replies.empty
 
     def watch_slow(self, seconds: float) -> None:
         """Tell the log of statements that take so long; 0 for none."""
         self.database.slow_us = int(seconds * 1e6) if seconds > 0.0 else NEVER
 
+    def retire(self) -> None:
+        """Keep no more server connections than sessions use: another process opens its own meanwhile."""
+        for pool in self.pools():
+            limits = pool.limits
+            pool.limits = PoolLimits(
+                0,
+                limits.maximum,
+                limits.acquire_timeout,
+                _RETIRED_IDLE,
+                limits.max_lifetime,
+                limits.max_uses,
+                limits.strict,
+            )
+
     async def stop(self) -> None:
         """End the tasks and close every server connection that is idle."""
-        await stop(*self._tasks)
+        hearing, self._hearing = self._hearing, None
+        await stop(*self._tasks, self._listener, hearing)
         self.health.stop()
         if self._listens:
             with contextlib.suppress(ClientError, TimeoutError):
                 async with asyncio.timeout(_LAST_USAGE):
                     await self._write_usage()
-        for pool in self.pools():
+        for pool in self.every_pool():
             pool.drain()
 
     async def close_control(self) -> None:
@@ -235,10 +383,18 @@ class Served:
         """Return all pools of all hosts."""
         return [pool for host in self.cluster.hosts for pool in host.pools.values()]
 
+    def every_pool(self) -> list[Pool]:
+        """Return all pools, also those that a reload took away and that still have connections."""
+        return [*self.pools(), *self.leaving]
+
     @property
     def settings(self) -> model.Database:
-        """Return what the configuration said at the start: of what a reload takes over, objects know more."""
+        """Return what is in force of the configuration."""
         return self._settings
+
+    def is_tunnelled(self, host: str) -> bool:
+        """Tell whether the host of this name is reached through a Cloudflare tunnel."""
+        return isinstance(self._ways.get(host), Tunnel)
 
     def login_of(self, pool: str) -> str:
         """Return the role under which the connections of `pool` log in; the first pool's where there is none."""
@@ -293,8 +449,7 @@ class Served:
         functions = frozenset((row[0], row[1], row[2]) for row in rows)
         if functions != self._functions:
             self._functions = functions
-            catalog = FunctionCatalog.from_rows(functions, self._settings.routing.safe_functions)
-            self.database.intents.set_catalog(catalog)
+            self.database.intents.set_catalog(self._catalog())
 
     async def _refresh_signer(self) -> None:
         self.database.server_offset = self.health.server_offset
@@ -361,20 +516,23 @@ class Served:
             else:
                 for pool in host.pools.values():
                     pool.give_up(now)
+        for pool in list(self.leaving):
+            pool.maintain(now)
+            if pool.is_empty:
+                log.info("pool %s on %s: its last connection has ended", pool.name, pool.host)
+                del self.leaving[pool]
+                self._logins.pop(pool, None)
 
     # -- wiring
 
-    def _control(self, host: model.Host) -> Control:
-        settings = self._settings
+    def _control(self, settings: model.Database, way: Way) -> Control:
         login = settings.control or settings.pools["primary"]
         return Control(
-            host.host,
-            host.port,
+            way,
             settings.database,
             login.user,
             login.password.get_secret_value(),
             settings.pool_defaults.connect_timeout,
-            self._tls[host.name],
         )
 
     def _primary_control(self) -> Control:
@@ -393,24 +551,28 @@ class Served:
         raise self.cluster.unavailable(True)
 
     def _add_pool(self, host: Host, name: str, settings: model.Pool, strict: bool) -> None:
-        limits = _limits(settings, strict)
+        way = self._ways[host.name]
+        limits = _limits(settings, strict, way)
         pool = Pool(name, host.name, limits, pool_part(name, host.name))
-        login = Login(
-            host.address,
-            host.port,
-            self._settings.database,
-            settings.user,
-            settings.password.get_secret_value(),
-            name == "readonly",
-            settings.connect_timeout,
-            self._tls[host.name],
-        )
+        # As all others are in a pause.
+        pool.draining = self.cluster.paused
+        self._logins[pool] = login = self._login(name, settings, way)
 
         def start_opening(wanting: Pool) -> None:
-            spawn(self._open(wanting, login), f"connect {login.address}")
+            spawn(self._open(wanting), f"connect {login.address}")
 
         pool.open = start_opening
         host.pools[name] = pool
+
+    def _login(self, pool: str, settings: model.Pool, way: Way) -> Login:
+        return Login(
+            way,
+            self._settings.database,
+            settings.user,
+            settings.password.get_secret_value(),
+            pool == "readonly",
+            settings.connect_timeout,
+        )
 
     def _closed(self, pool: Pool) -> Callable[[Server], None]:
         """Return what is told that a connection of `pool` has ended; the monitor learns of one that ended by itself."""
@@ -422,21 +584,39 @@ class Served:
 
         return closed
 
-    async def _open(self, pool: Pool, login: Login) -> None:
+    async def _open(self, pool: Pool) -> None:
         await _after_failures(pool)
         started = time.monotonic()
+        login = self._logins[pool]
         try:
             server = await connect(login, self._closed(pool))
         except ClientError as error:
+            if self._logins[pool] is not login:
+                pool.opened_in_vain()
+                return
             if pool.failures_in_a_row == 0:
                 log.warning("pool %s on %s: %s", pool.name, pool.host, error.extra)
             pool.open_failed(error)
             if pool.failing:
                 self.health.alarm()
             return
+        if self._logins[pool] is not login:
+            server.close()
+            pool.opened_in_vain()
+            return
         now = time.monotonic()
         pool.stats.connect_time.observe(int((now - started) * 1e6))
         pool.opened(server, now)
+
+
+def _host(host: model.Host, watching: model.Health) -> Host:
+    return Host(
+        host.name,
+        host.host,
+        host.port,
+        host.role,
+        Breaker(watching.failures_to_open, watching.retry_after),
+    )
 
 
 async def _after_failures(pool: Pool) -> None:
@@ -449,15 +629,17 @@ async def _after_failures(pool: Pool) -> None:
         await asyncio.sleep(_MAINTENANCE)
 
 
-def _limits(settings: model.Pool, strict: bool) -> PoolLimits:
+def _limits(settings: model.Pool, strict: bool, way: Way) -> PoolLimits:
+    lifetimes = [seconds for seconds in (settings.max_lifetime, way.longest) if seconds > 0.0]
     return PoolLimits(
         settings.min,
         settings.max,
         settings.acquire_timeout,
         settings.idle_timeout,
-        settings.max_lifetime,
+        min(lifetimes, default=0.0),
         settings.max_uses,
         strict,
+        _SPREAD_FAR if way.longest > 0.0 else SPREAD,
     )
 
 

@@ -32,7 +32,7 @@ from proxy.session.deferral import NONE
 from proxy.session.lending import Lending
 from proxy.session.renaming import Edit, rewrite
 from proxy.session.single import read_single
-from proxy.session.state import FOR_CLIENT, FOR_IDLE, LOOSE, LOOSE_ENDED
+from proxy.session.state import FOR_CLIENT, FOR_IDLE, FOR_PERMIT, LOOSE, LOOSE_ENDED
 from proxy.session.unit import MAX_BYTES, Message
 from proxy.wire.codes import (
     FE_BIND,
@@ -229,6 +229,8 @@ class Session(Lending):
     def _query(self, data: bytes, start: i64, end: i64, now: float) -> None:
         """Take a simple query."""
         n: i64 = len(data)
+        if self.bucket is not None and self._lacks_permit(data, start, end, now):
+            return
         if end <= n:
             if data[end - 1] != 0 or end - start < HEADER + 1:
                 raise ProtocolViolation("invalid string in message")
@@ -314,6 +316,8 @@ class Session(Lending):
 
     def _extended(self, kind: i64, data: bytes, start: i64, end: i64, length: i64, now: float) -> None:
         """Take a message of the extended protocol."""
+        if kind == FE_EXECUTE and self.bucket is not None and self._lacks_permit(data, start, end, now):
+            return
         if self.unit.halts and kind != FE_SYNC and kind != FE_FLUSH:
             self._dispatch(self.unit, now)
             self._put_behind(data, start, end)
@@ -437,6 +441,21 @@ class Session(Lending):
                 self._denied(intent, error)
                 return error
         return None
+
+    def _lacks_permit(self, data: bytes, start: i64, end: i64, now: float) -> bool:
+        """Tell whether a message has to wait until the store of rate limits says whether it may run."""
+        bucket = self.bucket
+        if bucket is None or not bucket.lacks(now):
+            return False
+        self.waits |= FOR_PERMIT
+        self._put_behind(data, start, end)
+        bucket.wait(self.permit_known, now)
+        return True
+
+    def permit_known(self, now: float) -> None:
+        """Go on with the message that waited for the store of rate limits."""
+        self.waits &= ~FOR_PERMIT
+        self.go_on(now)
 
     def _loosen(self, intent: Intent) -> ClientError | None:
         """Follow what a key that may not write executes, message by message; returns why it may not.

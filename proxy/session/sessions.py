@@ -13,12 +13,12 @@ from proxy.session.session import Session
 from proxy.session.state import SessionState
 from proxy.upstream.server import Server
 
-_WORKER_BITS = 6
-"""Of a process id: 64 workers; the other 25 bits are random, as the whole secret is."""
+_WORKER_BITS = 8
+"""Of a process id: 256 processes, old and new; the other 23 bits are random, as the whole secret is."""
 
 
 def worker_of(pid: int) -> int:
-    """Return the number of the worker whose session was told the process id `pid`."""
+    """Return the number of the process whose session was told the process id `pid`."""
     return pid & (1 << _WORKER_BITS) - 1
 
 

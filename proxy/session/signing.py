@@ -44,6 +44,7 @@ class Signing:
     def __init__(self, database: Database, controls: dict[str, Control]) -> None:
         self._database = database
         self._controls = controls
+        self._token_ttl = database.token_ttl
         self._rotation = Rotation()
         self._signs: SigningKey | None = None
         self._noted: SigningKey | None = None
@@ -54,11 +55,12 @@ class Signing:
 
         Raises UpstreamUnavailable where no host answers, or none has a key.
         """
+        # A reload may give the cluster another list meanwhile.
         hosts = self._database.cluster.hosts
         found = await asyncio.gather(*(self._look(host) for host in hosts))
         sights = {host.name: sight for host, sight in zip(hosts, found, strict=True)}
         primary = self._database.cluster.primary
-        leading = sights[primary.name] if primary is not None else None
+        leading = sights.get(primary.name) if primary is not None else None
         if leading is None:
             leading = next((sight for sight in found if sight is not None), None)
         if leading is None:
@@ -67,19 +69,30 @@ class Signing:
             raise UpstreamUnavailable(extra="sluice.signing_keys is empty; run `pgsluice setup`")
         key = self._rotation.look(leading.keys, sights)
         assert key is not None
-        if primary is not None:
-            await self._note(self._controls[primary.name], key)
+        control = self._controls.get(primary.name) if primary is not None else None
+        token_ttl = self._token_ttl
+        if control is not None:
+            await self._note(control, key, token_ttl)
+        self._database.token_ttl = token_ttl
         self._sign_with(key, leading)
-        if primary is not None and leading is sights[primary.name]:
+        if control is not None and primary is not None and leading is sights.get(primary.name):
             for kid in self._rotation.retiring(leading.expired, sights):
-                await self._retire(self._controls[primary.name], kid)
+                await self._retire(control, kid)
+
+    def sign_for(self, token_ttl: float) -> None:
+        """Have claims hold for so many seconds: shorter at once, longer when the table has been told so."""
+        if token_ttl != self._token_ttl:
+            self._database.token_ttl = min(self._database.token_ttl, token_ttl)
+            self._token_ttl = token_ttl
+            self._noted = None
 
     async def _look(self, host: Host) -> Sight | None:
         """Return what the host shows. Its transactions are asked for after its keys: they may be older than those."""
-        if not host.up:
+        control = self._controls.get(host.name)
+        if not host.up or control is None:
             return None
         try:
-            async with self._controls[host.name].connection() as connection:
+            async with control.connection() as connection:
                 rows = await connection.fetch(_KEYS)
                 # One key is in nobody's way, and pg_locks holds up whoever locks.
                 open_ones = await connection.fetch(_TRANSACTIONS) if len(rows) > 1 else []
@@ -92,14 +105,14 @@ class Signing:
             frozenset(row[0] for row in open_ones),
         )
 
-    async def _note(self, control: Control, key: SigningKey) -> None:
+    async def _note(self, control: Control, key: SigningKey, token_ttl: float) -> None:
         """Note in the table, before it is true, how long claims by `key` may hold."""
         now = time.monotonic()
         if key == self._noted and now - self._noted_at < MARGIN / 2:
             return
         try:
             async with control.connection() as connection:
-                await connection.execute(_SIGNS, key.kid, self._database.token_ttl + MARGIN)
+                await connection.execute(_SIGNS, key.kid, token_ttl + MARGIN)
         except UpstreamUnavailable as error:
             # Reads go on without a primary, and then nobody can delete the key there either.
             log.warning("database %s: signing keys: %s", self._database.name, error.extra)

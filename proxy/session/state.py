@@ -55,6 +55,7 @@ FOR_CLIENT: Final[i64] = 4  # the client to read
 FOR_SOCKET: Final[i64] = 8  # the server to read
 FOR_REPLIES: Final[i64] = 16  # the reply queue to become shorter
 FOR_LOOK: Final[i64] = 32  # what the server says of settings and pins
+FOR_PERMIT: Final[i64] = 128  # the store of rate limits to say whether a statement may run
 FOR_SWEEP: Final[i64] = 64  # the answer to a RESET ALL or DISCARD ALL in the middle of a transaction
 
 

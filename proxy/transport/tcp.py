@@ -6,9 +6,9 @@ import asyncio
 import errno
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 log = logging.getLogger(__name__)
 
@@ -66,39 +66,98 @@ def tune(sock: socket.socket) -> None:
     sock.setblocking(False)
     if sock.family != socket.AF_UNIX:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in _KEEPALIVE:
-            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        keep_alive(sock)
 
 
-async def listening(host: str, port: int) -> list[socket.socket]:
-    """Return sockets that listen on every address of `host`, all of them for "" and "*"; raises OSError.
+def keep_alive(sock: socket.socket) -> None:
+    """Have the system ask a silent peer whether it is still there."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _KEEPALIVE:
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
-    Port 0 takes a free one, for all addresses alike.
+
+async def addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, str, int]]:
+    """Return family, address and port of each address of `host`, of all of them for "" and "*"; raises OSError."""
+    return [(family, address[0], address[1]) for family, address in await _to_listen_at(host, port)]
+
+
+async def bound(
+    host: str, port: int, known: Sequence[socket.socket] = (), count: int = 1
+) -> list[socket.socket]:
+    """Return sockets at every address of `host`, all of them for "" and "*"; raises OSError.
+
+    Port 0 takes a free one, for all addresses alike. One for each address listens already; of several, which share an
+    address (SO_REUSEPORT), each takes connections once `listen` is called. Those of `known` that are at these addresses
+    are taken as they are, however many there are.
     """
+    sockets: list[socket.socket] = []
+    opened: list[socket.socket] = []
+    try:
+        for family, address in await _to_listen_at(host, port):
+            if port == 0 and sockets:
+                address = (address[0], sockets[0].getsockname()[1], *address[2:])
+            there = [sock for sock in known if _is_at(sock, family, address)]
+            if not there:
+                if count > 1:
+                    # SO_REUSEPORT would let us in beside another proxy of this user's, and take half its connections.
+                    _bound(family, address, False).close()
+                there = [_bound(family, address, count > 1)]
+                opened += there
+            more = count - len(there) if all(map(_is_shared, there)) else 0
+            for _ in range(more):
+                there.append(_bound(family, there[0].getsockname(), True))
+                opened.append(there[-1])
+            sockets += there
+    except BaseException:
+        for sock in opened:
+            sock.close()
+        raise
+    return sockets
+
+
+def listen(sock: socket.socket) -> None:
+    """Have the kernel take connections, where it doesn't yet: who opened the socket may have chosen how many wait."""
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        sock.listen(_BACKLOG)
+
+
+async def _to_listen_at(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
     wanted = None if host in ("", "*") else host
     infos = await asyncio.get_running_loop().getaddrinfo(
         wanted, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )
-    sockets: list[socket.socket] = []
+    return list(dict.fromkeys((family, address) for family, _, _, _, address in infos))
+
+
+def _bound(family: socket.AddressFamily, address: tuple[Any, ...], shared: bool) -> socket.socket:
+    """Return a socket at `address`; one that is not shared listens. Raises OSError."""
+    sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        for family, kind, protocol, _, address in dict.fromkeys(infos):
-            sock = socket.socket(family, kind, protocol)
-            sockets.append(sock)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                # The other family has a socket of its own.
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            if port == 0 and len(sockets) > 1:
-                address = (address[0], sockets[0].getsockname()[1], *address[2:])
-            sock.bind(address)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            # The other family has a socket of its own.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address)
+        if not shared:
             sock.listen(_BACKLOG)
-            sock.setblocking(False)
+        sock.setblocking(False)
     except BaseException:
-        for sock in sockets:
-            sock.close()
+        sock.close()
         raise
-    return sockets
+    return sock
+
+
+def _is_at(sock: socket.socket, family: socket.AddressFamily, address: tuple[Any, ...]) -> bool:
+    if sock.family != family:
+        return False
+    name = sock.getsockname()
+    return name[0] == address[0] and address[1] in (0, name[1])
+
+
+def _is_shared(sock: socket.socket) -> bool:
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
 
 
 def listening_at(path: Path) -> socket.socket:
@@ -137,20 +196,19 @@ class Acceptor:
         self._loop.add_reader(sock, self._accept)
 
     @property
-    def port(self) -> int:
-        """Return the TCP port; 0 for a Unix socket."""
+    def address(self) -> str:
+        """Return host and port, or the path of a Unix socket."""
         name = self._sock.getsockname()
-        return int(name[1]) if isinstance(name, tuple) else 0
+        if not isinstance(name, tuple):
+            return str(name)
+        return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
 
     def close(self) -> None:
-        """Accept no more; a Unix socket's file goes too."""
+        """Accept no more, and close the socket."""
         if self._retry is not None:
             self._retry.cancel()
         self._loop.remove_reader(self._sock)
-        name = self._sock.getsockname()
         self._sock.close()
-        if isinstance(name, str):
-            Path(name).unlink(missing_ok=True)
 
     def _accept(self) -> None:
         for _ in range(_AT_ONCE):

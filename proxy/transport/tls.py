@@ -1,6 +1,6 @@
 """TLS: contexts for both sides from files (manual, "Secure TCP/IP Connections with SSL").
 
-Contexts are made anew by `reload`; connections that are open keep the one they were made with.
+Contexts are made anew at a reload; connections that are open keep the one they were made with.
 """
 
 from __future__ import annotations
@@ -25,9 +25,6 @@ log = logging.getLogger(__name__)
 
 ALPN: Final = "postgresql"
 """The protocol's name in TLS (IANA's registry; required where a connection starts with TLS)."""
-
-SHUTDOWN_TIMEOUT: Final = 5.0
-"""Seconds that a peer gets to answer our close_notify before its connection is cut."""
 
 _VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
@@ -57,13 +54,10 @@ class ServerTls(Security):
 
     def __init__(self, settings: HostTls) -> None:
         self._settings = settings
-        super().__init__(settings.mode, self._context())
+        super().__init__(settings.mode, self.read())
 
-    def reload(self) -> None:
-        """Read the files again, for connections to come; raises TlsError and keeps what was."""
-        self.context = self._context()
-
-    def _context(self) -> ssl.SSLContext | None:
+    def read(self) -> ssl.SSLContext | None:
+        """Read the files; returns what is to be `context` for connections to come. Raises TlsError."""
         settings = self._settings
         if settings.mode == "disable":
             return None

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import asyncpg
 
 from proxy.errors import UpstreamUnavailable
-from proxy.transport.tls import ServerTls, explain
+from proxy.transport.asking import Security
+from proxy.transport.tls import explain
+from proxy.transport.way import Way
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -42,20 +44,14 @@ class Control:
 
     def __init__(
         self,
-        host: str,
-        port: int,
+        way: Way,
         database: str,
         user: str,
         password: str,
         connect_timeout: float,
-        tls: ServerTls,
     ) -> None:
-        self.host = host
-        self.port = port
-        self._tls = tls
+        self.way = way
         self._arguments: dict[str, Any] = {
-            "host": host,
-            "port": port,
             "database": database,
             "user": user,
             "password": password,
@@ -64,6 +60,7 @@ class Control:
             "command_timeout": _COMMAND_TIMEOUT,
         }
         self._idle: list[asyncpg.Connection[Any]] = []
+        self._is_retired = False
         self._room = asyncio.Semaphore(4)
 
     @asynccontextmanager
@@ -78,11 +75,14 @@ class Control:
                 yield connection
             except FAILURES as error:
                 connection.terminate()
-                raise UpstreamUnavailable(extra=f"host={self.host}:{self.port}: {describe(error)}") from error
+                raise UpstreamUnavailable(extra=f"host={self.way.address}: {describe(error)}") from error
             except BaseException:
                 connection.terminate()
                 raise
-            self._idle.append(connection)
+            if self._is_retired:
+                connection.terminate()
+            else:
+                self._idle.append(connection)
 
     async def listen(
         self, channel: str, heard: Callable[[str], None], begun: Callable[[], None] | None = None
@@ -102,7 +102,7 @@ class Control:
                 begun()
             await ended.wait()
         except FAILURES as error:
-            raise UpstreamUnavailable(extra=f"host={self.host}:{self.port}: {describe(error)}") from error
+            raise UpstreamUnavailable(extra=f"host={self.way.address}: {describe(error)}") from error
         finally:
             connection.terminate()
 
@@ -110,6 +110,11 @@ class Control:
         """Close every idle connection: the host's name means another address now."""
         while self._idle:
             self._idle.pop().terminate()
+
+    def retire(self) -> None:
+        """Close every idle connection, and those that are lent as they come back."""
+        self._is_retired = True
+        self.forget()
 
     async def close(self) -> None:
         """Close every idle connection."""
@@ -124,15 +129,20 @@ class Control:
 
     async def _connect(self) -> asyncpg.Connection[Any]:
         try:
-            connection: asyncpg.Connection[Any] = await asyncpg.connect(
-                **self._arguments, ssl=for_asyncpg(self._tls)
-            )
-            return connection
+            return await connect(self.way, **self._arguments)
         except FAILURES as error:
-            raise UpstreamUnavailable(extra=f"host={self.host}:{self.port}: {describe(error)}") from error
+            raise UpstreamUnavailable(extra=f"host={self.way.address}: {describe(error)}") from error
 
 
-def for_asyncpg(tls: ServerTls) -> ssl.SSLContext | Literal[False, "prefer"]:
+async def connect(way: Way, **arguments: Any) -> asyncpg.Connection[Any]:
+    """Return a connection of asyncpg's over `way`; `arguments` are its own. Raises what it raises: see FAILURES."""
+    connection: asyncpg.Connection[Any] = await asyncpg.connect(
+        host=way.host, port=way.port, ssl=_for_asyncpg(way.tls), loop=way.loop(), **arguments
+    )
+    return connection
+
+
+def _for_asyncpg(tls: Security) -> ssl.SSLContext | Literal[False, "prefer"]:
     """Return what asyncpg's `ssl` has to be for a connection as `tls` says: a context means that it must be."""
     if tls.context is None:
         return False

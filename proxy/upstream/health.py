@@ -55,6 +55,9 @@ _MAX_SAMPLES = 600
 _HURRY = 0.2
 """Seconds between rounds while there is no primary: writes wait for what they find."""
 
+_HURRY_FAR = 1.0
+"""The same where opening a connection is a request that somebody on the way counts: Cloudflare limits their rate."""
+
 _LEAST_PAUSE = 0.05
 """Seconds between rounds at least, however many alarms come."""
 
@@ -87,6 +90,8 @@ class _Probe:
         self.since = since
         # How many failures its silence has counted as.
         self.counted = 0
+        # It has a connection, and was sent.
+        self.asked = False
 
 
 class Health:
@@ -112,11 +117,23 @@ class Health:
         self._samples: deque[tuple[float, int]] = deque(maxlen=_MAX_SAMPLES)
         self._sampled: Host | None = None
         self._under_way: dict[str, _Probe] = {}
+        # When each host was asked last.
+        self._asked_at: dict[str, float] = {}
         # What each standby answered last.
         self._answers: dict[str, _Answer] = {}
         self._alarmed = asyncio.Event()
         # How much the servers' clock is ahead of ours, in seconds.
         self.server_offset = 0.0
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """Return when hosts are asked; others may be set, and hold from the next round on."""
+        return self._thresholds
+
+    @thresholds.setter
+    def thresholds(self, thresholds: Thresholds) -> None:
+        self._thresholds = thresholds
+        self.alarm()
 
     def alarm(self) -> None:
         """Probe now: a host doesn't take connections, or has closed some."""
@@ -124,8 +141,8 @@ class Health:
 
     async def run(self) -> None:
         """Probe all hosts each interval, for ever; with an interval of 0 only when alarmed, or until all are up."""
-        interval = self._thresholds.interval
         while True:
+            interval = self._thresholds.interval
             if interval or self._alarmed.is_set() or not all(host.up for host in self._cluster.hosts):
                 self._alarmed.clear()
                 await self.probe()
@@ -139,16 +156,29 @@ class Health:
             except TimeoutError:
                 pass
 
-    async def probe(self) -> None:
-        """Probe all hosts once, the primary's position before the replicas'; waits for no host for long."""
+    async def probe(self, patience: float = 0.0) -> None:
+        """Probe all hosts once, the primary's position before the replicas'; waits for no host for long.
+
+        With `patience` it waits that many seconds, if it takes them: at the start nobody is kept waiting.
+        """
         first = self._cluster.primary
         if first is not None:
             await self._ask_all([first], _FIRST_PATIENCE)
-        await self._ask_all([host for host in self._cluster.hosts if host is not first], self._patience)
+        others = [host for host in self._cluster.hosts if host is not first]
+        await self._ask_all(others, max(self._patience, patience))
         self._cluster.roles_changed()
         for answer in self._answers.values():
             self._note_replica(answer)
         self._cluster.resume(time.monotonic())
+
+    def forget(self, host: Host) -> None:
+        """Have nothing to do any more with a host that has left the cluster; another may come under its name."""
+        probe = self._under_way.pop(host.name, None)
+        if probe is not None:
+            probe.task.cancel()
+        self._answers.pop(host.name, None)
+        if self._names is not None:
+            self._names.forget(host.name)
 
     def stop(self) -> None:
         """End the questions that are under way."""
@@ -164,7 +194,8 @@ class Health:
         hurry = self._cluster.primary is None
         for host in hosts:
             probe = self._under_way.get(host.name)
-            if probe is None and host.breaker.allows(now, hurry and not host.is_unfit):
+            if probe is None and host.breaker.allows(now, hurry and self._may_hurry(host, now)):
+                self._asked_at[host.name] = now
                 task = spawn(self._ask(host), f"probe {host.name}")
                 self._under_way[host.name] = _Probe(task, now)
         waiting = [self._under_way[host.name].task for host in hosts if host.name in self._under_way]
@@ -172,6 +203,11 @@ class Health:
             await asyncio.wait(waiting, timeout=patience)
         for host in hosts:
             self._note_silence(host)
+
+    def _may_hurry(self, host: Host, now: float) -> bool:
+        """Tell whether the host may be asked before its breaker would have it."""
+        pause = _HURRY_FAR if self._controls[host.name].way.slow_to_open else 0.0
+        return not host.is_unfit and now - self._asked_at.get(host.name, -pause) >= pause
 
     def _note_silence(self, host: Host) -> None:
         """Count the silence of a host whose answer has not come: as one failure for each `patience` of it."""
@@ -184,7 +220,7 @@ class Health:
             for _ in range(due - probe.counted):
                 host.failed(f"no answer for {now - probe.since:.1f} s", now, silent=True)
             probe.counted = due
-            if not host.up:
+            if not host.up and (probe.asked or not self._controls[host.name].way.slow_to_open):
                 # What comes of it would be old; and where it is asked next, it is on a connection of its own.
                 probe.task.cancel()
 
@@ -192,7 +228,9 @@ class Health:
         try:
             await self._question(host)
         finally:
-            self._under_way.pop(host.name, None)
+            probe = self._under_way.get(host.name)
+            if probe is not None and probe.task is asyncio.current_task():
+                del self._under_way[host.name]
 
     async def _question(self, host: Host) -> None:
         control = self._controls[host.name]
@@ -201,6 +239,7 @@ class Health:
         try:
             async with control.connection() as connection:
                 asked_at = time.monotonic()
+                self._under_way[host.name].asked = True
                 row = await connection.fetchrow(_PROBE)
                 answered_at = time.monotonic()
                 unfit = await self._vet(host.name, connection) if self._vet and not host.up else ""
@@ -213,10 +252,11 @@ class Health:
             self._cluster.roles_changed()
             return
         assert row is not None
-        host.timeline = int(row["timeline"])
-        host.system = int(row["system"])
+        if host not in self._cluster.hosts:
+            # It has left meanwhile.
+            return
         was = (host.up, host.in_recovery)
-        host.probed(bool(row["in_recovery"]), answered_at - asked_at)
+        _take_in(host, row, answered_at - asked_at)
         if was != (True, host.in_recovery):
             self._cluster.roles_changed()
         position = int(row["position"] or 0)
@@ -252,3 +292,17 @@ class Health:
             host.fresh_as_of = max(fresh)
         behind = [asked_at for asked_at, position in self._samples if position > answer.position]
         host.lag = time.monotonic() - min(behind) if behind else 0.0
+
+
+async def introduce(host: Host, connection: asyncpg.Connection[Any]) -> None:
+    """Ask a host that is no member of its cluster yet what it is: it is up, then, from its first moment there."""
+    asked_at = time.monotonic()
+    row = await connection.fetchrow(_PROBE)
+    assert row is not None
+    _take_in(host, row, time.monotonic() - asked_at)
+
+
+def _take_in(host: Host, row: asyncpg.Record, response_time: float) -> None:
+    host.timeline = int(row["timeline"])
+    host.system = int(row["system"])
+    host.probed(bool(row["in_recovery"]), response_time)

@@ -42,7 +42,7 @@ class Names:
         """
         now = time.monotonic()
         due = self._looked_up.get(host.name, -LOOK_UP_AFTER) + LOOK_UP_AFTER
-        if now < due or not _is_name(host.address):
+        if now < due or not control.way.follows_names or not _is_name(host.address):
             return
         self._looked_up[host.name] = now
         try:
@@ -66,6 +66,13 @@ class Names:
             ", ".join(sorted(addresses)),
             retired,
         )
+
+    def forget(self, name: str) -> None:
+        """Know nothing any more of the host `name`: another may come under it."""
+        self._known.pop(name, None)
+        self._looked_up.pop(name, None)
+        self._gone.pop(name, None)
+        self._rotating.discard(name)
 
     def _rotates(self, name: str, before: frozenset[str], addresses: frozenset[str], now: float) -> bool:
         """Tell whether the host's addresses take turns, of which this change is one."""

@@ -45,13 +45,11 @@ class Reception(Door):
             self.keys[key_id(name)] = api_key(
                 name, is_admin="admin" in permissions, permissions=frozenset(permissions)
             )
-        self.site = Site(
-            {}, self.gate, self.world.access, CONFIG, lambda: CONFIG, self._reload, self.ended.append
-        )
+        self.site = Site({}, self.gate, self.world.access, lambda: CONFIG, self._reload, self.ended.append)
         self.console = Console(self.site)
         self.gate.console = self.console.enter
 
-    def _reload(self) -> list[str]:
+    async def _reload(self) -> list[str]:
         self.reloads += 1
         return []
 

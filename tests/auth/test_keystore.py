@@ -363,3 +363,20 @@ def test_a_file_has_to_be_sound_at_the_start(tmp_path: Path) -> None:
     path.write_text("word")
     with pytest.raises(SluiceError, match="a list of keys is needed"):
         FileKeyStore(path)
+
+
+async def test_keys_are_read_as_often_as_a_reload_says() -> None:
+    now = 0.0
+    reads: list[str] = []
+
+    async def fetch(key_id: str) -> Key | None:
+        reads.append(key_id)
+        return None
+
+    store = KeyStore(fetch, 30.0, lambda: now)
+    store.read_each(5.0)
+    store._keep("ctm_a93e7e55392e", Key("ctm_a93e7e55392e", "a", "a", ["read:tasks"], b"", ""))
+    assert await store.get("ctm_a93e7e55392e") is not None and not reads
+    now = 6.0
+    await store.get("ctm_a93e7e55392e")
+    assert reads == ["ctm_a93e7e55392e"]

@@ -46,6 +46,7 @@ DEFAULTS = {
     "auth.keys": "database",
     "auth.keys_file": Path("keys.yaml"),
     "auth.cache_ttl": 30.0,
+    "auth.rate_limit_store": None,
     "identity.mode": "signed",
     "identity.isolation": "shared",
     "identity.token_ttl": 120.0,

@@ -75,6 +75,12 @@ CASES = (
         {f"pgsluice_clients{{{_PROXY}}}": steady(90), f"pgsluice_clients_limit{{{_PROXY}}}": steady(100)},
     ),
     Case(
+        "PgsluiceRateLimitStoreDown",
+        _JOB,
+        {f"pgsluice_rate_limit_store_up{{{_PROXY}}}": steady(0)},
+        {f"pgsluice_rate_limit_store_up{{{_PROXY}}}": steady(1)},
+    ),
+    Case(
         "PgsluiceSlowStatements",
         {**_ON_DATABASE, "pool": "primary"},
         buckets("pgsluice_query_duration_seconds", f'{_POOL},intent="read"', (50, 94, 100, 100)),

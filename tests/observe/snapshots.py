@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from proxy.observe.access_log import Sink
-from proxy.observe.batches import Batch, MemoryBacklog
 from proxy.observe.snapshot import (
     CacheSnapshot,
     HostSnapshot,
     ParseCacheSnapshot,
     PoolSnapshot,
     ResultCacheSnapshot,
+    SinkSnapshot,
     Snapshot,
     SpoolSnapshot,
 )
@@ -32,11 +31,6 @@ def snapshot() -> Snapshot:
     pool.retries.add("25006")
     pool.assignments, pool.preludes, pool.claims = 20, 8, 6
 
-    async def deliver(batch: Batch) -> None:
-        raise AssertionError("never delivered")
-
-    sink = Sink("table", deliver, MemoryBacklog(100))
-    sink.written, sink.dropped = 41, 1
     return Snapshot(
         version="1.2.3",
         compiled=True,
@@ -60,6 +54,6 @@ def snapshot() -> Snapshot:
         prepared_cache=[CacheSnapshot("app", hits=30, misses=4, entries=3)],
         key_cache=[CacheSnapshot("app", hits=11, misses=2, entries=1)],
         result_cache=[ResultCacheSnapshot("app", 50, 5, 20, 3, 17, 2, 1, 4, 12, 9000, 67108864)],
-        access_log=[sink],
+        access_log=[SinkSnapshot("table", written=41, dropped=1)],
         spool=SpoolSnapshot(records=1000, bytes=250_000, segments=2, dropped=7),
     )

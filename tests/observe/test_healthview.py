@@ -5,10 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from proxy.observe.access_log import Sink
-from proxy.observe.batches import Batch, MemoryBacklog
 from proxy.observe.healthview import health, status
-from proxy.observe.snapshot import HostSnapshot, PoolSnapshot, Snapshot, SpoolSnapshot
+from proxy.observe.snapshot import HostSnapshot, PoolSnapshot, SinkSnapshot, Snapshot, SpoolSnapshot
 from proxy.observe.stats import PoolStats, ProxyStats
 
 MAIN = HostSnapshot("app", "main", "primary", True, response_time=0.001)
@@ -100,11 +98,7 @@ def test_the_rest_is_told() -> None:
 
 
 def test_a_sink_of_the_access_log_that_fails_is_told() -> None:
-    async def deliver(batch: Batch) -> None:
-        raise AssertionError("never delivered")
-
-    sink = Sink("table", deliver, MemoryBacklog(1000))
-    sink.last_error, sink.dropped = "no primary", 3
+    sink = SinkSnapshot("table", last_error="no primary", dropped=3)
     assert health(replace(snapshot(), access_log=[sink]))["access_log"] == [
         {"sink": "table", "waiting": 0, "dropped": 3, "error": "no primary"}
     ]
@@ -113,3 +107,12 @@ def test_a_sink_of_the_access_log_that_fails_is_told() -> None:
 def test_all_of_it_is_json() -> None:
     made = snapshot(replica=AWAY)
     assert json.loads(json.dumps(health(made))) == health(made)
+
+
+def test_a_tunnel_is_told_by_the_hosts_behind_it() -> None:
+    behind = replace(AWAY, host="far", error="no cloudflared is connected", tunnelled=True)
+    assert health(replace(snapshot(), hosts=[MAIN, behind]))["tunnel"] == {
+        "hosts": ["far"],
+        "connected": False,
+        "error": "far: no cloudflared is connected",
+    }

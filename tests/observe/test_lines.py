@@ -139,3 +139,25 @@ async def test_a_file_that_cannot_be_opened_again_is_written_on(tmp_path: Path) 
     await writer.deliver(rows_of(2))
     writer.close()
     assert reasons((tmp_path / "moved" / "access.log").read_bytes()) == ["0", "1"]
+
+
+async def test_lines_of_several_processes_stay_whole(pipe: tuple[int, int], tmp_path: Path) -> None:
+    reader, descriptor = pipe
+    writers = [LineWriter(descriptor), LineWriter(descriptor)]
+    for writer in writers:
+        writer.share(tmp_path / "lock")
+    read = bytearray()
+
+    def take() -> None:
+        while chunk := os.read(reader, 3000):
+            read.extend(chunk)
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    batch = rows_of(200, "x" * 7000)
+    await asyncio.gather(*(writer.deliver(batch) for writer in writers))
+    for writer in writers:
+        writer.close()
+    os.close(descriptor)
+    await asyncio.to_thread(thread.join)
+    assert sorted(reasons(bytes(read))) == sorted([str(number) for number in range(200)] * 2)

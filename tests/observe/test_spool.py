@@ -155,6 +155,22 @@ def test_living_processes_have_slots_of_their_own(tmp_path: Path) -> None:
     assert segments(tmp_path) == []
 
 
+def test_what_a_process_leaves_that_ends_later_is_adopted_once(tmp_path: Path) -> None:
+    old, new, third = Spool(tmp_path), Spool(tmp_path), Spool(tmp_path)
+    fill(old, b"a", b"bb")
+    fill(new, b"c")
+    assert new.adopt() == 0, "the old one lives"
+    old.close()
+    assert (new.adopt(), new.rows) == (2, 3)
+    assert (new.adopt(), third.adopt()) == (0, 0)
+    assert drain(new) == [b"c", b"a", b"bb"]
+    fill(new, b"d")
+    assert drain(new) == [b"d"]
+    new.close()
+    third.close()
+    assert Spool(tmp_path).rows == 0
+
+
 def test_a_directory_that_cannot_be_used_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SpoolError, match="file"):

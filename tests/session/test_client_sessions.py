@@ -232,11 +232,11 @@ async def test_the_secret_is_as_long_as_the_protocol_allows(door: Door, minor: i
 def test_a_process_id_tells_the_worker_and_nothing_else() -> None:
     world = World()
     pids = set()
-    for worker in (0, 1, 63):
+    for worker in (0, 1, 255):
         sessions = Sessions(world.abandoned.append, worker)
         for _ in range(100):
             session = world.client().session
             sessions.add(session)
             assert 0 < session.pid < 2**31 and worker_of(session.pid) == worker
-            pids.add(session.pid >> 6)
+            pids.add(session.pid >> 8)
     assert len(pids) > 290, "they are drawn at random"

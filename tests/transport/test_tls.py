@@ -89,15 +89,13 @@ def test_a_key_that_everybody_may_read_is_warned_of(pair: Pair, caplog: pytest.L
     assert "open to every user" in caplog.text
 
 
-def test_a_failed_reload_keeps_the_context(authority: Authority, pair: Pair) -> None:
+def test_files_are_read_again_without_touching_the_context(authority: Authority, pair: Pair) -> None:
     tls = ServerTls(HostTls(mode="verify-ca", ca_file=authority.file, cert_file=pair.cert, key_file=pair.key))
     before = tls.context
-    tls.reload()
-    assert tls.context is not before
-    before = tls.context
+    assert tls.read() is not before
     pair.cert.write_text("nothing")
     with pytest.raises(TlsError):
-        tls.reload()
+        tls.read()
     assert tls.context is before
 
 

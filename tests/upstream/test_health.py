@@ -11,10 +11,12 @@ from typing import Any, cast
 import pytest
 
 from proxy.errors import UpstreamUnavailable
+from proxy.transport.asking import Security
+from proxy.transport.way import Way
 from proxy.upstream.breaker import Breaker
 from proxy.upstream.cluster import ROUND_ROBIN, Cluster, Host
 from proxy.upstream.control import Control
-from proxy.upstream.health import Health, Thresholds
+from proxy.upstream.health import Health, Thresholds, introduce
 from proxy.upstream.pool import Pool
 from proxy.upstream.server import CLOSED, Server
 from tests.session.backend import FakeTransport
@@ -32,6 +34,7 @@ class FakeHost:
         self.down = False
         self.asked = 0
         self.system = 77
+        self.way = Way("one", 5432, Security("disable", None))
         # Called before each answer.
         self.before: Callable[[], Awaitable[None]] | None = None
 
@@ -250,6 +253,32 @@ async def test_silence_counts_as_a_failure_each_second_and_opens_the_breaker(rig
     assert rig.cluster.primary is None and rig.cluster.replicas == [rig.hosts["two"]]
 
 
+async def test_a_tunnel_that_leads_nowhere_is_not_asked_for_in_a_hurry(rig: Rig) -> None:
+    for fake in rig.fakes.values():
+        fake.down = True
+    rig.fakes["one"].way.slow_to_open = True
+    for _ in range(20):
+        await rig.probe(0.2)
+    one, two = rig.fakes["one"].asked, rig.fakes["two"].asked
+    assert two == 20, "nobody else could serve"
+    assert one <= 7, "a few until the breaker opens, then one a second"
+
+
+@pytest.mark.parametrize("slow", [True, False])
+async def test_a_way_that_is_slow_to_open_gets_the_time_that_it_needs(rig: Rig, slow: bool) -> None:
+    # Eight round trips of 0.3 s, where an answer is waited for no longer than one second.
+    one = rig.fakes["one"]
+    one.way.slow_to_open = slow
+    silence = Silence(rig, "one")
+    await rig.health.probe()
+    await rig.health.probe()
+    assert not rig.hosts["one"].up
+    silence.over.set()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert rig.hosts["one"].up == slow
+
+
 async def test_connections_to_a_host_that_fell_silent_are_given_up_and_others_are_not(rig: Rig) -> None:
     await rig.probe()
     for host in rig.hosts.values():
@@ -351,3 +380,42 @@ async def test_a_primary_of_an_older_timeline_than_was_seen_is_none(rig: Rig) ->
     rig.fakes["two"].down = False
     await rig.probe(6.0)
     assert rig.cluster.primary is rig.hosts["two"]
+
+
+# -- hosts that come and go
+
+
+async def test_a_host_that_was_introduced_serves_from_its_first_moment(rig: Rig) -> None:
+    await rig.probe()
+    fake = FakeHost(True, 100)
+    third = Host("three", "three", 5432, "auto", Breaker(2, 5.0))
+    await introduce(third, cast(Any, fake))
+    assert third.up and third.in_recovery and (third.system, third.timeline) == (77, 1)
+    rig.cluster.hosts = [*rig.cluster.hosts, third]
+    rig.cluster.roles_changed()
+    assert rig.cluster.replicas == [rig.hosts["two"], third]
+
+
+async def test_the_answer_of_a_host_that_has_left_counts_for_nothing(rig: Rig) -> None:
+    await rig.probe()
+    leaving, fake = rig.hosts["two"], rig.fakes["two"]
+    come = Host("two", "elsewhere", 5432, "auto", Breaker(2, 5.0))
+
+    async def leave() -> None:
+        fake.before = None
+        rig.cluster.hosts = [rig.hosts["one"], come]
+        rig.health.forget(leaving)
+        await asyncio.sleep(0)
+
+    fake.before = leave
+    await rig.probe()
+    assert rig.cluster.replicas == []
+    await rig.probe()
+    assert rig.cluster.replicas == [come]
+
+
+async def test_another_interval_holds_from_the_next_round_on(rig: Rig) -> None:
+    rig.health.thresholds = Thresholds(7.0, 9.0)
+    assert rig.health.thresholds == Thresholds(7.0, 9.0)
+    await rig.probe()
+    assert rig.cluster.primary is rig.hosts["one"]

@@ -603,3 +603,18 @@ def test_each_time_that_a_connection_is_lent_to_somebody_counts() -> None:
     rig.release(alice, 2.0)
     assert waiting.server is not None
     assert rig.pool.stats.assignments == 2
+
+
+def test_an_attempt_that_counts_for_nothing_is_made_again_for_who_waits() -> None:
+    rig = Rig(limits())
+    user = rig.take("alice")
+    assert rig.wanted == 1 and not rig.pool.is_empty
+    rig.wanted = 0
+    rig.pool.opened_in_vain()
+    assert rig.wanted == 1 and user.error is None
+    assert rig.pool.failures_in_a_row == 0
+    rig.open()
+    assert user.server is not None
+    rig.pool.drain()
+    rig.release(user)
+    assert rig.pool.is_empty

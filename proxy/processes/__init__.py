@@ -1,0 +1,1 @@
+"""Several processes as one proxy: sockets that are passed on, messages between processes, workers and successors."""
