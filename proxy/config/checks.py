@@ -86,6 +86,9 @@ def _database(config: Config, name: str, database: Database) -> Iterator[Finding
     for pool in ("primary", "readonly"):
         if pool not in database.pools:
             yield Finding((*path, "pools"), f"the pool {pool} is missing")
+    if database.cache.mode != "off" and database.pool_mode == "session":
+        message = "sessions that keep their connection get no kept results: cache needs pool_mode transaction"
+        yield Finding((*path, "cache", "mode"), message, ((*path, "pool_mode"),))
     yield from _hosts(path, database.hosts)
 
 

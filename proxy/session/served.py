@@ -28,8 +28,10 @@ from proxy.query.cache import IntentCache
 from proxy.query.functions import SNAPSHOT_QUERY, FunctionCatalog
 from proxy.query.intent import Intent
 from proxy.session.database import Database
+from proxy.session.keeping import Keeping
 from proxy.session.key_reading import KeyReading
 from proxy.session.reload import Preparation, Ready
+from proxy.session.results import Results
 from proxy.session.session import Session
 from proxy.session.signing import Signing
 from proxy.session.usage import write_usage
@@ -51,6 +53,7 @@ log = logging.getLogger(__name__)
 _BALANCE = {"round_robin": ROUND_ROBIN, "least_connections": LEAST_CONNECTIONS, "random": RANDOM}
 
 _KEY_CHANNEL = "sluice_keys"
+_CACHE_CHANNEL = "sluice_cache"
 
 _ENSURE_PARTITIONS = "SELECT sluice.ensure_partitions()"
 
@@ -116,6 +119,7 @@ class Served:
         self.database.signed = self._signed
         self.database.token_ttl = config.identity.token_ttl
         self.database.session_mode = settings.pool_mode == "session"
+        self._keeping = Keeping(self.database, self.cluster)
         self._take_over(settings)
         self._strict = config.identity.isolation == "strict"
         for host in self.cluster.hosts:
@@ -136,6 +140,8 @@ class Served:
         self._signing = Signing(self.database, self.controls)
         self._tasks: list[asyncio.Task[Any]] = []
         self._listener: asyncio.Task[None] | None = None
+        self._hearing: asyncio.Task[None] | None = None
+        self.cluster.primary_changed = self._primary_changed
 
     # -- life
 
@@ -171,6 +177,7 @@ class Served:
             ),
         ]
         self._start_listening()
+        self._start_hearing()
 
     # -- a reload
 
@@ -233,6 +240,7 @@ class Served:
         if changes.hosts_added or changes.hosts_removed or changes.control:
             self.health.alarm()
             self._start_listening()
+            self._primary_changed()
 
     def _exchange_hosts(self, ready: Ready) -> list[Pool]:
         """Let hosts go and come; returns the pools of those that go."""
@@ -289,6 +297,7 @@ class Served:
         database.read_your_writes = routing.read_your_writes
         database.retries_refused_reads = routing.retry_readonly_errors
         database.max_parse_bytes = routing.max_parse_bytes
+        self._keeping.take_over(settings)
         if before is None:
             return
         if before.health != health:
@@ -315,6 +324,18 @@ class Served:
                 self._listener.cancel()
                 self.keys.changed_all()
             self._listener = spawn(self._listen(), f"{self.name}: key changes")
+
+    def _start_hearing(self) -> None:
+        """Hear of what is written past the proxy, at the primary as it is reached now."""
+        if self._hearing is not None:
+            self._hearing.cancel()
+        self._hearing = spawn(self._hear_writes(), f"{self.name}: writes elsewhere")
+
+    def _primary_changed(self) -> None:
+        """Drop every result: what the last primary took may be lost, and another one tells of writes."""
+        self._keeping.flush()
+        if self._hearing is not None:
+            self._start_hearing()
 
     def overstays(self, session: Session, now: float) -> bool:
         """Tell whether a session still keeps for itself, in no transaction, a connection that should be gone."""
@@ -343,7 +364,8 @@ class Served:
 
     async def stop(self) -> None:
         """End the tasks and close every server connection that is idle."""
-        await stop(*self._tasks, self._listener)
+        hearing, self._hearing = self._hearing, None
+        await stop(*self._tasks, self._listener, hearing)
         self.health.stop()
         if self._listens:
             with contextlib.suppress(ClientError, TimeoutError):
@@ -452,12 +474,37 @@ class Served:
             await asyncio.sleep(_RETRY)
             self.keys.changed_all()
 
+    async def _hear_writes(self) -> None:
+        """Hear, while results are kept, of relations that were written elsewhere.
+
+        Behind an interruption nothing is known of what happened meanwhile.
+        """
+        while True:
+            results = self.database.results
+            if results is not None:
+                with contextlib.suppress(ClientError):
+                    await self._primary_control().listen(
+                        _CACHE_CHANNEL, self._keeping.heard, self._keeping.flush
+                    )
+                    self._keeping.flush()
+            await asyncio.sleep(_RETRY)
+
     async def _maintenance(self) -> None:
         while True:
             await asyncio.sleep(_MAINTENANCE)
             self._maintain(time.monotonic())
 
+    @property
+    def results(self) -> Results:
+        """Return the results that are kept; none where that is off."""
+        return self._keeping.results
+
+    def flush_results(self) -> None:
+        """Drop every result that is kept."""
+        self._keeping.flush()
+
     def _maintain(self, now: float) -> None:
+        self._keeping.tick(now)
         first = self.cluster.stranded.first
         if first is not None and now - first.stranded_since >= self.database.failover_wait:
             # Whoever has waited long enough is told so, the others wait on.

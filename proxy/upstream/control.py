@@ -84,10 +84,12 @@ class Control:
             else:
                 self._idle.append(connection)
 
-    async def listen(self, channel: str, heard: Callable[[str], None]) -> None:
+    async def listen(
+        self, channel: str, heard: Callable[[str], None], begun: Callable[[], None] | None = None
+    ) -> None:
         """Call `heard` with each payload notified on `channel`, until the connection ends.
 
-        Raises UpstreamUnavailable where it doesn't come about.
+        `begun` is called when nothing is missed any more. Raises UpstreamUnavailable where it doesn't come about.
         """
         connection = await self._connect()
         ended = asyncio.Event()
@@ -96,6 +98,8 @@ class Control:
             await connection.add_listener(
                 channel, lambda _connection, _pid, _channel, payload: heard(str(payload))
             )
+            if begun is not None:
+                begun()
             await ended.wait()
         except FAILURES as error:
             raise UpstreamUnavailable(extra=f"host={self.way.address}: {describe(error)}") from error
