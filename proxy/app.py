@@ -319,6 +319,7 @@ class Proxy:
             board.tell,
             sockets,
             refresh,
+            board.api(self.gate, settings) if settings.api else None,
         )
 
     async def _close_http(self) -> None:

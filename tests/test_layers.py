@@ -24,6 +24,7 @@ LAYERS = """
     preflight
     session processes
     admin http
+    api
     board snapshots upkeep reloading whole app
     supervisor serving
     embedded migrate setup keys keychecks keyprint keytool logreader cloudflare deploy explain top demo

@@ -90,11 +90,19 @@ class Listen(Section):
     tls: ListenTls = DEFAULTS
 
 
+def _switch(value: Any) -> Any:
+    return {"on": True, "off": False}.get(value, value) if isinstance(value, str) else value
+
+
 class Http(Section):
     """Where metrics, health and the HTTP API are served."""
 
     host: Name = "127.0.0.1"
     port: ListenPort = 9432
+    # /api/database; metrics, health and the dashboard stay where it is off.
+    api: Annotated[bool, BeforeValidator(_switch)] = True
+    # Pages of which origins may ask the API, as https://tasks.example.com
+    cors_origins: list[Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.:\[\]-]+$")]] = []
 
 
 class Auth(Section):

@@ -100,8 +100,12 @@ def _invite(running: Stage, console: Console) -> None:
         console.print(f"  {suggestion}", soft_wrap=True)
     console.print("\nLook at:", style="bold")
     console.print(f"  {running.url('/')}  the dashboard: sign in with the admin's password from above")
-    for path in ("/metrics", "/health", "/readyz"):
+    for path in ("/metrics", "/health", "/readyz", "/docs"):
         console.print(f"  {running.url(path)}")
+    console.print("\nAsk over HTTP, as the admin:", style="bold")
+    asked = shlex.quote(json.dumps({"sql": "SELECT owner, count(*) FROM notes GROUP BY owner"}))
+    headers = f"-H 'X-API-Key: {running.keys['admin'].secret}' -H 'Content-Type: application/json'"
+    console.print(f"  curl {headers} -d {asked} {running.url('/api/database/query')}", soft_wrap=True)
     console.print("\nThe proxy's log and configuration:", style="bold")
     console.print(f"  {running.log}\n  {running.log.with_name('pgsluice.yaml')}", soft_wrap=True)
     console.print("\nCtrl-C ends it all.")

@@ -1,4 +1,4 @@
-"""Who may read the status: those with an API key that has the permission `admin` or `read:metrics`.
+"""Whose key is taken over HTTP; the status is for those with the permission `admin` or `read:metrics`.
 
 Keys are held to what logins are held to: validity, addresses, and one answer for unknown, wrong, expired and
 revoked. Each database has keys of its own, so a key shows only those databases that know it.
@@ -51,18 +51,31 @@ class Access:
         seen: OnSeen,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
+        permissions: frozenset[str] = PERMISSIONS,
     ) -> None:
         self._stores = stores
         self._refused = refused
         self._seen = seen
         self._clock = clock
         self._wall = wall
+        # One of them is needed; where there are none, any key will do.
+        self._permissions = permissions
         self._failures: dict[str, TokenBucket] = {}
         # By digest of address and key: no key stays in memory.
         self._known: dict[bytes, float] = {}
 
+    def anybody(self, refused: OnRefused, seen: OnSeen) -> Access:
+        """Return what takes any key, whatever its permissions; what fails at either counts for both."""
+        other = Access(self._stores, refused, seen, self._clock, self._wall, frozenset())
+        other._failures = self._failures
+        return other
+
     async def databases(self, whole: str, address: str) -> list[str]:
-        """Return the databases whose status the key `whole`, used from `address`, may see.
+        """Return the databases whose status the key `whole`, used from `address`, may see; raises as `keys` does."""
+        return list(await self.keys(whole, address))
+
+    async def keys(self, whole: str, address: str) -> dict[str, Key]:
+        """Return the key `whole`, used from `address`, by the databases that know it.
 
         Raises MissingApiKey, InvalidApiKey, AddressNotAllowed, InsufficientPermissions, RateLimitExceeded and
         UpstreamUnavailable.
@@ -87,7 +100,7 @@ class Access:
             self._refused(key_id, address, error)
             raise
         self._note(mark, next(iter(found.values())), address, next(iter(found)))
-        return list(found)
+        return found
 
     async def _allowed(self, key_id: str, whole: str, address: str) -> dict[str, Key]:
         """Return the key as each database that takes it knows it; raise what the best of them is told."""
@@ -119,7 +132,7 @@ class Access:
             return InvalidApiKey("revoked" if 0.0 < key.revoked_at <= now else "expired")
         if not key.allows(address):
             return AddressNotAllowed()
-        if not key.permissions & PERMISSIONS:
+        if self._permissions and not key.permissions & self._permissions:
             return InsufficientPermissions("this needs an API key with the permission admin or read:metrics")
         return None
 

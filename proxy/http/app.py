@@ -5,6 +5,7 @@
     /readyz    can serve: 200, or 503 while it can't or is draining
     /health    the same with detail, as JSON
     /          the dashboard, and /api/status behind it: see proxy.http.dashboard
+    /api/database   handed in from above: see proxy.api
 
 What is shown comes from callables: nothing here knows the proxy.
 """
@@ -79,6 +80,16 @@ def make_app(
     if dashboard is not None:
         dashboard.add_to(app)
     return app
+
+
+def beside(app: ASGIApp, other: ASGIApp, serves: Callable[[str], bool]) -> ASGIApp:
+    """Return `app` with `other` for those paths that `serves` names."""
+
+    async def chosen(scope: Scope, receive: Receive, send: Send) -> None:
+        theirs = scope["type"] == "http" and serves(scope["path"])
+        await (other if theirs else app)(scope, receive, send)
+
+    return chosen
 
 
 def with_security_headers(app: ASGIApp) -> ASGIApp:

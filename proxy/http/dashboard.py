@@ -95,7 +95,7 @@ class Dashboard:
 
     async def _status(self, request: Request) -> dict[str, object]:
         address = request.client.host if request.client is not None else ""
-        known = await self._access.databases(_key_of(request), address)
+        known = await self._access.databases(key_of(request), address)
         database = request.query_params.get("database") or known[0]
         if database not in known:
             raise UnknownDatabase("this key may see no database of that name", hint=", ".join(known))
@@ -103,7 +103,7 @@ class Dashboard:
         return dict(self._tell(database, known, int(since) if since.isdecimal() and len(since) < 16 else 0))
 
 
-def _key_of(request: Request) -> str:
+def key_of(request: Request) -> str:
     """Return the key that a request carries; "" for none. A key in the URL would get into logs: it isn't taken."""
     header = request.headers.get("authorization", "")
     if header[: len(_BEARER)].lower() == _BEARER:

@@ -10,13 +10,14 @@ import contextlib
 import errno
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from proxy import tasks
 from proxy.errors import SluiceError, reason
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
     from uvicorn import Server
 
     from proxy.http.access import Access
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Connections at a time, far above what scrapes and probes need: more are answered 503.
+# Connections at a time: those of the HTTP API (see MOST_SESSIONS there), scrapes and probes. More are answered 503.
 _MAX_CONNECTIONS: Final = 100
 _CLOSE_TIMEOUT: Final = 2
 # Seconds in which a connection that was accepted last gets its request through.
@@ -66,12 +67,13 @@ async def start(
     tell: Tell | None = None,
     sockets: list[socket.socket] | None = None,
     refresh: Refresh | None = None,
+    add: Callable[[ASGIApp], ASGIApp] | None = None,
 ) -> HttpServer:
     """Serve on each address of `host`, or at `sockets`, which are closed at the end.
 
     `render_metrics` gets the header Accept and returns body and content type; `health` returns what JSON can
-    hold. With `access` and `tell` there is a dashboard: who may see it, and what it shows of a database. Raises
-    HttpBindError.
+    hold. With `access` and `tell` there is a dashboard: who may see it, and what it shows of a database.
+    `add` returns the application with others beside it. Raises HttpBindError.
     """
     from uvicorn import Config, Server
 
@@ -86,8 +88,9 @@ async def start(
             yield
 
     dashboard = Dashboard(access, tell) if access is not None and tell is not None else None
+    app: ASGIApp = make_app(render_metrics, ready, health, dashboard, refresh)
     config = Config(
-        with_security_headers(make_app(render_metrics, ready, health, dashboard, refresh)),
+        with_security_headers(add(app) if add is not None else app),
         http="h11",
         ws="none",
         lifespan="off",

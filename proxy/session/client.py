@@ -25,7 +25,6 @@ from proxy.errors import (
     MissingApiKey,
     PoolExhausted,
     ProtocolViolation,
-    ShuttingDown,
     TlsRequired,
     UnknownDatabase,
 )
@@ -151,7 +150,7 @@ class ClientLogin(asyncio.Protocol):
                 startup = await self._startup()
                 if startup is None:
                     return
-                self._check_room()
+                self._gate.check_room()
                 key = await self._authenticate(startup)
                 self._gate.unproven.discard(self)
                 key_id = key.id
@@ -215,17 +214,6 @@ class ClientLogin(asyncio.Protocol):
             if self._greeting.refused:
                 raise TlsRequired()
             return packet
-
-    def _check_room(self) -> None:
-        if self._gate.draining:
-            raise ShuttingDown()
-        if len(self._gate.sessions) >= self._gate.max_clients:
-            self._gate.stats.connections_refused += 1
-            raise PoolExhausted(
-                "too many clients",
-                extra=f"max_clients={self._gate.max_clients}",
-                hint="Raise listen.max_clients.",
-            )
 
     async def _look_again(self, startup: StartupPacket, key_id: str) -> None:
         again = await self._keys(startup).get(key_id)
@@ -362,7 +350,7 @@ class ClientLogin(asyncio.Protocol):
         gate = self._gate
         if self._closed or self._transport is None or gate.console is None:
             return
-        self._check_room()
+        self._gate.check_room()
         parameters = startup.parameters
         check_replication(parameters.get("replication", "false"))
         values, _ = from_startup(parameters, parse_options(parameters.get("options", "")))
@@ -379,7 +367,7 @@ class ClientLogin(asyncio.Protocol):
         """Hand the connection over to the session."""
         if self._closed or self._transport is None:
             return
-        self._check_room()
+        self._gate.check_room()
         self._gate.sessions.add(session, minor)
         session.reported = reports
         database.usage.add(session.key.id, 0, time.time())

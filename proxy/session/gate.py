@@ -12,7 +12,7 @@ from proxy.auth.key import Key
 from proxy.auth.keystore import KeyStore
 from proxy.auth.ratelimit import TokenBucket
 from proxy.auth.shared_limits import SharedLimits
-from proxy.errors import ClientError
+from proxy.errors import ClientError, PoolExhausted, ShuttingDown
 from proxy.observe.stats import ProxyStats
 from proxy.session.database import Database
 from proxy.session.logins import Unproven
@@ -68,6 +68,18 @@ class Gate:
     permits: PermitStore | None = None
     # What keys have left in all workers, where there are several.
     limits: SharedLimits | None = None
+
+    def check_room(self) -> None:
+        """Raise what keeps everybody new out now: the end of the process, or too many clients."""
+        if self.draining:
+            raise ShuttingDown()
+        if len(self.sessions) >= self.max_clients:
+            self.stats.connections_refused += 1
+            raise PoolExhausted(
+                "too many clients",
+                extra=f"max_clients={self.max_clients}",
+                hint="Raise listen.max_clients.",
+            )
 
     def bucket(self, key: Key) -> TokenBucket | None:
         """Return the key's token bucket, shared by its sessions; None where it has no limit."""

@@ -41,6 +41,8 @@ DEFAULTS = {
     "listen.tls.min_version": "1.2",
     "http.host": "127.0.0.1",
     "http.port": 9432,
+    "http.api": True,
+    "http.cors_origins": [],
     "workers": 1,
     "auth.methods": ["scram-sha-256", "password"],
     "auth.keys": "database",

@@ -220,3 +220,30 @@ async def test_what_is_remembered_is_bounded() -> None:
         await access.databases(whole("admin"), f"10.1.{number // 250}.{number % 250}")
     assert len(access._failures) == MOST_ADDRESSES
     assert len(access._known) == MOST_SEEN
+
+
+async def test_where_any_key_will_do_only_permissions_are_not_asked_for() -> None:
+    world = World({"app": KEYS, "other": [key("admin", "admin")]})
+    access = world.access().anybody(lambda *_: None, lambda *_: None)
+    found = await access.keys(whole("writer"), HOME)
+    assert {name: each.id for name, each in found.items()} == {"app": KEYS[2].id}
+    assert list(await access.keys(whole("admin"), HOME)) == ["app", "other"]
+    for name in ("expired", "revoked"):
+        with pytest.raises(InvalidApiKey):
+            await access.keys(whole(name), HOME)
+    with pytest.raises(AddressNotAllowed):
+        await access.keys(whole("elsewhere"), HOME)
+    with pytest.raises(MissingApiKey):
+        await access.keys("", HOME)
+
+
+async def test_failures_at_one_door_count_at_the_other() -> None:
+    world = World({"app": KEYS})
+    access = world.access()
+    other = access.anybody(lambda *_: None, lambda *_: None)
+    for door in (access, other) * (FAILURES // 2):
+        with pytest.raises(InvalidApiKey):
+            await door.keys("x", HOME)
+    for door in (access, other):
+        with pytest.raises(RateLimitExceeded):
+            await door.keys(whole("admin"), HOME)

@@ -19,6 +19,7 @@ TABLES = {
     *("workflow_executions", "workflow_states", "workflow_events", "pull_requests", "validations"),
     *("agent_configurations", "components", "deployment_scripts", "webhook_events", "external_integrations"),
     *("external_api_calls", "configuration_settings", "error_logs", "logs", "audit_logs", "system_metrics"),
+    "idempotency_keys",
 }
 VIEWS = {
     *("active_tasks", "task_execution_summary", "pr_validation_summary", "error_summary", "recent_activity"),
@@ -30,6 +31,7 @@ FUNCTIONS = {
     *("create_task", "update_task_status", "get_task_hierarchy", "calculate_task_completion"),
     *("get_task_statistics", "get_runnable_tasks", "create_workflow", "update_workflow_step"),
     *("get_workflow_progress", "record_metric", "log_api_call", "cleanup_old_logs"),
+    *("claim_request", "answer_request"),
     *("refresh_materialized_views", "get_slow_queries", "search_tasks", "search_tasks_by_tags"),
     *("search_task_contexts", "search_workflows", "next_statuses", "visible_tasks", "seed_demo"),
 }
