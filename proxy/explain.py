@@ -9,7 +9,7 @@ from proxy.config.model import Routing
 from proxy.errors import SluiceError, UpstreamUnavailable
 from proxy.query import explain as pure
 from proxy.query.functions import SNAPSHOT_QUERY, FunctionCatalog
-from proxy.transport.tls import ServerTls
+from proxy.tunnel import way_to
 from proxy.upstream.control import Control
 
 
@@ -35,13 +35,11 @@ async def _catalog(database: Database) -> FunctionCatalog:
     failure = UpstreamUnavailable()
     for host in database.hosts:
         control = Control(
-            host.host,
-            host.port,
+            way_to(host),
             database.database or "postgres",
             login.user,
             login.password.get_secret_value(),
             database.pool_defaults.connect_timeout,
-            ServerTls(host.tls),
         )
         try:
             async with control.connection() as connection:

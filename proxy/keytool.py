@@ -24,8 +24,8 @@ from proxy.config import Config, Database
 from proxy.config.units import duration
 from proxy.errors import SluiceError
 from proxy.keyprint import print_json, print_list, print_new, print_one
-from proxy.transport.tls import ServerTls
-from proxy.upstream.control import for_asyncpg
+from proxy.tunnel import way_to
+from proxy.upstream.control import connect as connect_over
 
 Result = TypeVar("Result")
 Connection: TypeAlias = "asyncpg.Connection[Any]"
@@ -218,14 +218,12 @@ async def connect(place: Place, *, or_replica: bool = False) -> Connection:
     for host in database.hosts:
         where = f"{host.host}:{host.port}"
         try:
-            connection = await asyncpg.connect(
-                host=host.host,
-                port=host.port,
+            connection = await connect_over(
+                way_to(host),
                 user=login.user,
                 password=login.password.get_secret_value(),
                 database=database.database or None,
                 timeout=_TIMEOUT,
-                ssl=for_asyncpg(ServerTls(host.tls)),
             )
         except (OSError, TimeoutError, asyncpg.PostgresError) as error:
             said.append(f"{where}: {error or type(error).__name__}")

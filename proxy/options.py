@@ -87,11 +87,11 @@ def chosen(path: Path | None) -> Path | None:
 
 def configuration(path: Path | None, *, new_keys_file: bool = False) -> Config:
     """Return what the file or else the environment says; raises ConfigError with all that is wrong."""
-    from proxy.config import from_environment, load, refuse_unavailable
+    from proxy.config import from_environment, load
 
     if path is not None:
-        return refuse_unavailable(load(path, os.environ, new_keys_file=new_keys_file))
-    return refuse_unavailable(from_environment(os.environ, new_keys_file=new_keys_file))
+        return load(path, os.environ, new_keys_file=new_keys_file)
+    return from_environment(os.environ, new_keys_file=new_keys_file)
 
 
 def place(

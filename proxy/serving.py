@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from proxy.config import Config, from_environment, load, refuse_unavailable
+from proxy.config import Config, from_environment, load
 from proxy.errors import SluiceError
 from proxy.logs import configure
 from proxy.processes import notify
@@ -69,9 +69,7 @@ def run(config_path: Path | None) -> int:
 
 def _read(config_path: Path | None) -> Config:
     """Return the configuration; raises ConfigError."""
-    return refuse_unavailable(
-        load(config_path, os.environ) if config_path is not None else from_environment(os.environ)
-    )
+    return load(config_path, os.environ) if config_path is not None else from_environment(os.environ)
 
 
 async def serve(config: Config, read: Read, given: Inherited) -> int:
@@ -124,6 +122,7 @@ async def serve(config: Config, read: Read, given: Inherited) -> int:
         notify.notify(notify.STOPPING)
     await instance.drain()
     succession.close()
+    _heed_no_more()
     return 0
 
 
@@ -181,6 +180,7 @@ async def work(config: Config, read: Read, given: Inherited, place: Place) -> in
         await instance.retire()
     await instance.drain()
     heeding.cancel()
+    _heed_no_more()
     return 0
 
 
@@ -189,6 +189,14 @@ def _handle(end: Callable[[], None], reload: Callable[[], object]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
     loop.add_signal_handler(signal.SIGHUP, reload)
+
+
+def _heed_no_more() -> None:
+    """Let a signal that comes while the interpreter ends not turn a clean end into one by that signal."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)
 
 
 async def _reload(instance: Proxy) -> None:

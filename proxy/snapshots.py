@@ -11,11 +11,13 @@ from proxy.observe.snapshot import (
     HostSnapshot,
     ParseCacheSnapshot,
     PoolSnapshot,
+    ResultCacheSnapshot,
     SinkSnapshot,
     Snapshot,
     SpoolSnapshot,
 )
 from proxy.session.gate import Gate
+from proxy.session.results import Results
 from proxy.session.served import Served
 from proxy.upstream.cluster import Host
 from proxy.upstream.pool import Pool
@@ -48,6 +50,11 @@ def take(databases: Mapping[str, Served], gate: Gate, access_log: AccessLog, rea
         key_cache=[
             CacheSnapshot(name, served.keys.hits, served.keys.misses, served.keys.entries())
             for name, served in databases.items()
+        ],
+        result_cache=[
+            _results(name, served.results)
+            for name, served in databases.items()
+            if served.database.results is not None
         ],
         access_log=[_sink(sink) for sink in access_log.sinks],
         spool=_spool(access_log),
@@ -85,6 +92,7 @@ def _host(database: str, served: Served, host: Host) -> HostSnapshot:
         response_time=host.response_time if host.up else None,
         lag=host.lag if host.up and host.in_recovery else None,
         error=host.last_error,
+        tunnelled=served.is_tunnelled(host.name),
     )
 
 
@@ -97,6 +105,23 @@ def _parse_cache(databases: Mapping[str, Served]) -> ParseCacheSnapshot:
         misses=sum(cache.misses for cache in caches),
         entries=sum(cache.entries() for cache in caches),
         bytes=sum(cache.held_bytes() for cache in caches),
+    )
+
+
+def _results(database: str, results: Results) -> ResultCacheSnapshot:
+    return ResultCacheSnapshot(
+        database=database,
+        hits=results.hits,
+        stale_hits=results.stale_hits,
+        misses=results.misses,
+        waits=results.waits,
+        stores=results.stores,
+        refusals=results.refusals,
+        evictions=results.evictions,
+        invalidations=results.invalidations,
+        entries=len(results.entries),
+        bytes=results.bytes,
+        limit=results.max_bytes,
     )
 
 

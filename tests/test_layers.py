@@ -19,6 +19,7 @@ LAYERS = """
     observe
     logs
     transport
+    tunnel
     upstream
     preflight
     session processes

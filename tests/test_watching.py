@@ -87,6 +87,19 @@ def test_the_dashboard_shows_every_metric_of_ours_but_these(shown: dict[str, set
         "pgsluice_parse_cache_entries",
         "pgsluice_pool_connections_minimum",
         "pgsluice_prepared_cache_entries",
+        *(
+            f"pgsluice_result_cache_{name}"
+            for name in (
+                "waits_total",
+                "stores_total",
+                "refusals_total",
+                "evictions_total",
+                "invalidations_total",
+                "entries",
+                "bytes",
+                "limit_bytes",
+            )
+        ),
         "pgsluice_rate_limit_store_failures_total",
     }
 

@@ -179,6 +179,12 @@ CACHE: Final = (
     *_columns(
         "hits shape_hits fingerprint_hits misses entries bytes prepared prepared_shared prepared_bytes", INT8
     ),
+    *_columns("results"),
+    *_columns(
+        "result_hits result_stale_hits result_misses result_waits result_stores result_evictions"
+        " result_invalidations result_entries result_bytes",
+        INT8,
+    ),
 )
 PINS: Final = (*_columns("id", INT4), *_columns("user user_id database pool host reasons application_name"))
 ROUTE: Final = (

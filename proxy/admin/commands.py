@@ -48,7 +48,9 @@ SUBJECTS: Final = (
 )
 """What SHOW shows; and ROUTE, which takes a text."""
 
-ON_DATABASES: Final = ("pause", "resume", "reconnect", "wait_close", "kill")
+FLUSH_CACHE: Final = "flush_cache"
+
+ON_DATABASES: Final = ("pause", "resume", "reconnect", "wait_close", "kill", FLUSH_CACHE)
 """Commands on one database, or on all where none is named."""
 
 ON_ONE_DATABASE: Final = ("enable", "disable")
@@ -119,8 +121,8 @@ _SHOWN: Final = 60
 
 COMMANDS: Final = (
     f"SHOW {', '.join(subject.upper() for subject in SUBJECTS)}, ROUTE '<sql>'; "
-    "PAUSE, RESUME, RECONNECT, WAIT_CLOSE, KILL [<database>]; ENABLE, DISABLE <database>; KILL_CLIENT <id>; RELOAD; "
-    "SHUTDOWN [WAIT_FOR_CLIENTS]"
+    "PAUSE, RESUME, RECONNECT, WAIT_CLOSE, KILL, FLUSH CACHE [<database>]; ENABLE, DISABLE <database>; "
+    "KILL_CLIENT <id>; RELOAD; SHUTDOWN [WAIT_FOR_CLIENTS]"
 )
 
 
@@ -197,6 +199,8 @@ def _statements(text: str) -> list[list[_Token]]:
 
 def _command(tokens: list[_Token], text: str) -> Command:
     verb, rest = tokens[0].keyword, tokens[1:]
+    if verb == "flush" and rest and rest[0].keyword == "cache":
+        verb, rest = FLUSH_CACHE, rest[1:]
     if verb == SHOW:
         return _show(rest, text)
     if verb == "select":

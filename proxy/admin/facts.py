@@ -167,6 +167,17 @@ class CacheFacts:
     prepared: int
     prepared_shared: int
     prepared_bytes: int
+    # Of results: off, asked or on.
+    results: str = "off"
+    result_hits: int = 0
+    result_stale_hits: int = 0
+    result_misses: int = 0
+    result_waits: int = 0
+    result_stores: int = 0
+    result_evictions: int = 0
+    result_invalidations: int = 0
+    result_entries: int = 0
+    result_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

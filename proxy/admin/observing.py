@@ -299,6 +299,7 @@ def _keys(site: Site, name: str, served: Served) -> list[KeyFacts]:
 
 def _cache(name: str, served: Served) -> CacheFacts:
     intents, statements = served.database.intents, served.database.statements
+    results = served.results
     return CacheFacts(
         database=name,
         hits=intents.hits,
@@ -310,6 +311,16 @@ def _cache(name: str, served: Served) -> CacheFacts:
         prepared=statements.made,
         prepared_shared=statements.shared,
         prepared_bytes=statements.bytes,
+        results="off" if served.database.results is None else "on" if results.on else "asked",
+        result_hits=results.hits,
+        result_stale_hits=results.stale_hits,
+        result_misses=results.misses,
+        result_waits=results.waits,
+        result_stores=results.stores,
+        result_evictions=results.evictions,
+        result_invalidations=results.invalidations,
+        result_entries=len(results.entries),
+        result_bytes=results.bytes,
     )
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from proxy.admin.commands import Command
+from proxy.admin.commands import FLUSH_CACHE, Command
 from proxy.admin.site import Site
 from proxy.errors import ClientKilled, InvalidParameter, ReloadRefused, SluiceError, WrongState
 from proxy.session.served import Served
@@ -56,6 +56,9 @@ async def carry_out_here(command: Command, site: Site) -> str:
             _resume(databases, site, not name)
         elif verb == "kill":
             _kill(databases, site, not name)
+        elif verb == FLUSH_CACHE:
+            for served in databases:
+                served.flush_results()
     return ""
 
 

@@ -37,6 +37,7 @@ HELP: Final = "\n\t".join(
         "WAIT_CLOSE [<database>]",
         "KILL [<database>]",
         "KILL_CLIENT <id>",
+        "FLUSH CACHE [<database>]",
         "ENABLE <database>",
         "DISABLE <database>",
         "RELOAD",

@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Final, Protocol, final
 
+from mypy_extensions import i64
+
 from proxy.auth.addresses import Network, allowed, networks
 
 _KEY: Final = re.compile(r"(ctm_[A-Za-z0-9]{12})_([!-~]{32,256})")
@@ -56,6 +58,7 @@ class Key:
         rate_limit_per_minute: int = 0,
         expires_at: float = 0.0,
         revoked_at: float = 0.0,
+        result_cache: bool | None = None,
     ) -> None:
         self.id = id
         self.name = name
@@ -71,6 +74,8 @@ class Key:
         self.rate_limit_per_minute = rate_limit_per_minute  # 0 = none
         self.expires_at = expires_at
         self.revoked_at = revoked_at
+        # Whether results of its reads are kept: 1, 0, or -1 where that is not for the key to say.
+        self.caches: i64 = -1 if result_cache is None else 1 if result_cache else 0
         self.is_admin: bool = "admin" in self.permissions
         self.can_write: bool = self.is_admin
         for permission in self.permissions:
@@ -102,6 +107,7 @@ class Key:
                 _count(row["rate_limit_per_minute"]),
                 _time(row["expires_at"]),
                 _time(row["revoked_at"]),
+                _flag(row["result_cache"]),
             )
         except ValueError as error:
             raise ValueError(f"key {key_id}: {error}") from None
@@ -154,6 +160,15 @@ def _items(value: object) -> list[object]:
 
 def _strings(value: object) -> list[str]:
     return [_text(item) for item in _items(value)]
+
+
+def _flag(value: object) -> bool | None:
+    """Return true, false, or None for neither; jsonb gives it as text."""
+    if value is None or isinstance(value, bool):
+        return value
+    if value in ("true", "false"):
+        return value == "true"
+    raise ValueError("result_cache is true, false or null")
 
 
 def _digest(value: object) -> bytes:

@@ -13,6 +13,7 @@ The file is a list; each entry has the columns of sluice.api_keys:
       rate_limit_per_minute: 600
       expires_at: 2027-01-01T00:00:00Z
       revoked_at: null
+      result_cache: true
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ _COLUMNS = (
     "rate_limit_per_minute",
     "expires_at",
     "revoked_at",
+    "result_cache",
 )
 
 

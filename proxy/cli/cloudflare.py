@@ -11,18 +11,51 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from proxy.errors import SluiceError
-from proxy.options import AsJson, told
+from proxy.options import AsJson, ConfigFile, chosen, configuration, told
 
 if TYPE_CHECKING:
     from proxy.cloudflare.answers import Answers, Page
     from proxy.cloudflare.rendering import Rendered
 
 cloudflare = typer.Typer(
-    no_args_is_help=True, help="Files for a Cloudflare tunnel to PostgreSQL, from the configuration."
+    no_args_is_help=True, help="Databases behind a Cloudflare tunnel: the way there, and files for it."
 )
 
 _IMAGE = "pgsluice"
 _CLOUDFLARED = "docker.io/cloudflare/cloudflared:2026.8.0"
+_WRONG_CONFIGURATION = 3
+
+
+@cloudflare.command()
+def check(config: ConfigFile = None, as_json: AsJson = False) -> None:
+    """Go the way to each host with `transport: cloudflare`, and tell what to do where it ends.
+
+    Exits with 1 where a step fails, and with 3 for errors in the configuration.
+
+    \b
+    Examples:
+      pgsluice cloudflare check -c pgsluice.yaml
+      pgsluice cloudflare check --json | jq '.hosts[].steps[] | select(.status == "failed")'
+    """  # noqa: D301  \b keeps the lines as they are
+    from proxy.config import ConfigError
+    from proxy.transport import tls
+
+    try:
+        found = configuration(chosen(config))
+        problems = tls.problems(found)
+    except ConfigError as error:
+        problems = error.problems
+    if problems:
+        if as_json:
+            entries = [problem._asdict() for problem in problems]
+            typer.echo(json.dumps({"ok": False, "problems": entries, "hosts": []}, indent=2))
+        for problem in problems:
+            typer.echo(f"pgsluice: {problem}", err=True)
+        raise typer.Exit(_WRONG_CONFIGURATION)
+    with told():
+        from proxy.cloudflare import checking
+
+        raise typer.Exit(checking.run(found, as_json))
 
 
 @cloudflare.command()

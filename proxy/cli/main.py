@@ -21,7 +21,7 @@ Exit codes:
   0  done
   1  something is wrong, and told on standard error
   2  wrong arguments
-  3  the configuration is wrong, and nothing else was looked at (check)
+  3  the configuration is wrong, and nothing else was looked at (check, cloudflare check)
 """
 
 app = typer.Typer(

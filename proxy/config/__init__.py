@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from proxy.config.environment import from_environment
-from proxy.config.loading import load, parse, refuse_unavailable
+from proxy.config.loading import load, parse
 from proxy.config.model import (
     AccessLog,
     Auth,
@@ -50,5 +50,4 @@ __all__ = [
     "from_environment",
     "load",
     "parse",
-    "refuse_unavailable",
 ]

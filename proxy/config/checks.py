@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -11,6 +12,8 @@ from proxy.config.problems import Path
 
 # Names of databases that the proxy answers itself: its admin console.
 RESERVED = ("pgsluice",)
+
+_HOSTNAME = re.compile(r"[0-9A-Za-z_-]+(\.[0-9A-Za-z_-]+)*")
 
 
 class Finding(NamedTuple):
@@ -31,19 +34,6 @@ def findings(config: Config, *, new_keys_file: bool = False) -> Iterator[Finding
     for name, database in config.databases.items():
         yield from _database(config, name, database)
         yield from _shares(config, name, database)
-
-
-def unavailable(config: Config) -> Iterator[Finding]:
-    """Yield what `config` asks for and this version does not do yet.
-
-    A key that would be ignored in silence is worst where it is about protection, so it is an error.
-    """
-    for name, database in config.databases.items():
-        for at, host in enumerate(database.hosts):
-            path: Path = ("databases", name, "hosts", at)
-            if host.transport != "tcp":
-                message = "not available yet; run `cloudflared access tcp` and connect to its local port"
-                yield Finding((*path, "transport"), message)
 
 
 def _listening(config: Config) -> Iterator[Finding]:
@@ -96,6 +86,9 @@ def _database(config: Config, name: str, database: Database) -> Iterator[Finding
     for pool in ("primary", "readonly"):
         if pool not in database.pools:
             yield Finding((*path, "pools"), f"the pool {pool} is missing")
+    if database.cache.mode != "off" and database.pool_mode == "session":
+        message = "sessions that keep their connection get no kept results: cache needs pool_mode transaction"
+        yield Finding((*path, "cache", "mode"), message, ((*path, "pool_mode"),))
     yield from _hosts(path, database.hosts)
 
 
@@ -124,7 +117,21 @@ def _hosts(path: Path, hosts: list[Host]) -> Iterator[Finding]:
         if host.service_token is not None and host.transport != "cloudflare":
             message = "a service token is for transport: cloudflare"
             yield Finding((*place, "service_token"), message, ((*place, "transport"),))
+        if host.transport == "cloudflare":
+            yield from _tunnel(place, host)
         yield from _host_tls((*place, "tls"), host)
+
+
+def _tunnel(path: Path, host: Host) -> Iterator[Finding]:
+    if _HOSTNAME.fullmatch(host.host) is None or _is_address(host.host):
+        message = "the tunnel's hostname is needed, as in db.example.com: without https://, port or path"
+        yield Finding((*path, "host"), message, ((*path, "transport"),))
+    token = host.service_token
+    if token is not None:
+        for key, value in (("id", token.id), ("secret", token.secret.get_secret_value())):
+            if not value or not value.isascii() or not value.isprintable() or " " in value:
+                message = "letters and digits without blanks are needed, as Cloudflare shows them once"
+                yield Finding((*path, "service_token", key), message)
 
 
 def _host_tls(path: Path, host: Host) -> Iterator[Finding]:
@@ -145,6 +152,14 @@ def _host_tls(path: Path, host: Host) -> Iterator[Finding]:
             yield Finding((*path, key), f"of no use with mode {tls.mode}: take require or stricter", because)
     if tls.key_file is not None and tls.cert_file is None:
         yield Finding((*path, "key_file"), "a key without its certificate", ((*path, "cert_file"),))
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_loopback(host: str) -> bool:

@@ -37,6 +37,8 @@ _SOURCES: dict[Path, str] = {
     (*_HOST, "host"): "DB_HOST",
     (*_HOST, "port"): "DB_PORT",
     (*_HOST, "tls", "mode"): "DB_SSL_MODE",
+    (*_HOST, "service_token", "id"): "CF_ACCESS_CLIENT_ID",
+    (*_HOST, "service_token", "secret"): "CF_ACCESS_CLIENT_SECRET",
     (*_DATABASE, "database"): "DB_NAME",
     (*_DATABASE, "pools", "primary", "min"): "DB_POOL_MIN",
     (*_DATABASE, "pools", "primary", "max"): "DB_POOL_MAX",

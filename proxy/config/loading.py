@@ -82,14 +82,6 @@ def validate(
     return (None if problems else config), problems
 
 
-def refuse_unavailable(config: Config) -> Config:
-    """Return `config`; raises ConfigError where it asks for what this version does not do yet."""
-    problems = [Problem(dotted(path), 0, message) for path, message, _ in checks.unavailable(config)]
-    if problems:
-        raise ConfigError(problems)
-    return config
-
-
 def _touches(path: Path, others: Iterable[Path]) -> bool:
     return any(path[: len(other)] == other or other[: len(path)] == path for other in others)
 

@@ -173,7 +173,7 @@ class ServiceToken(Section):
 
 
 class Host(Section):
-    """One server of a database. Its name defaults to host:port."""
+    """One server of a database. Its name defaults to host:port, and the port to 443 where `host` is a tunnel's name."""
 
     host: Name = "127.0.0.1"
     port: Port = 5432
@@ -182,6 +182,12 @@ class Host(Section):
     transport: Literal["tcp", "cloudflare"] = "tcp"
     service_token: ServiceToken | None = None
     tls: HostTls = DEFAULTS
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tunnels_port(cls, given: Any) -> Any:
+        tunnel = isinstance(given, dict) and given.get("transport") == "cloudflare"
+        return {**given, "port": 443} if tunnel and given.get("port") is None else given
 
     @field_validator("name")
     @classmethod
@@ -200,13 +206,18 @@ class PoolDefaults(Section):
 
 
 class Pool(PoolDefaults):
-    """Server connections of one login."""
+    """Server connections of one login.
+
+    `cache` says whether results of its reads may be kept, where the database keeps any. Left open, those of the pool
+    readonly may: its login can't write, so that no view hides a function which does.
+    """
 
     user: Name = "app_rw"
     password: SecretStr = SecretStr("")
     min: int = Field(default=0, ge=0)
     max: int = Field(default=2, ge=1, le=10_000)
     balance: Balance = "least_connections"
+    cache: bool | None = None
 
     @field_validator("max")
     @classmethod
@@ -263,6 +274,31 @@ class Health(Section):
     failover_attempts: int = Field(default=3, ge=1)
 
 
+class Cache(Section):
+    """Results of reads that are kept: `asked` for pools, keys and comments that ask for it, `on` for all that may be.
+
+    A comment may ask for at most `max_ttl`. A result is at most `ttl` old, and while it is being asked for anew
+    `stale_while_revalidate` more. `max_bytes` bounds what is kept for the database, in each worker; `max_entry` what
+    one answer has.
+    """
+
+    mode: Literal["off", "asked", "on"] = "off"
+    ttl: Annotated[PositiveDuration, Field(le=86400)] = 30.0
+    stale_while_revalidate: Annotated[Duration, Field(le=86400)] = 0.0
+    max_ttl: Annotated[PositiveDuration, Field(le=86400)] = 300.0
+    # 64 MiB: some 30,000 answers of a page each; a server's shared buffers do the rest.
+    max_bytes: Annotated[Size, Field(ge=1024 * 1024, le=16 * 1024**3)] = 64 * 1024 * 1024
+    # 256 KiB: larger ones take longer to send than to ask for, and a hundred of them would fill the cache.
+    max_entry: Annotated[Size, Field(ge=1024, le=16 * 1024 * 1024)] = 256 * 1024
+
+    @field_validator("max_entry")
+    @classmethod
+    def _leaves_room(cls, size: int, info: ValidationInfo) -> int:
+        if size > info.data.get("max_bytes", size) // 8:
+            raise ValueError("more than an eighth of max_bytes: one answer would push out the others")
+        return size
+
+
 def _with_defaults(given: Any, defaults: dict[str, Any]) -> Any:
     if given is None:
         return defaults
@@ -288,6 +324,7 @@ class Database(Section):
     routing: Routing = DEFAULTS
     timeouts: Timeouts = DEFAULTS
     health: Health = DEFAULTS
+    cache: Cache = DEFAULTS
 
     @field_validator("pools", mode="before")
     @classmethod

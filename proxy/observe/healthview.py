@@ -9,6 +9,7 @@ draining      the proxy is shutting down
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from proxy.observe.snapshot import HostSnapshot, PoolSnapshot, Snapshot
@@ -27,8 +28,7 @@ def health(snapshot: Snapshot) -> dict[str, object]:
         "max_clients": snapshot.max_clients,
         "hosts": [_host(host) for host in snapshot.hosts],
         "pools": [_pool(pool) for pool in snapshot.pools],
-        # Until there is a transport that goes through one.
-        "tunnel": None,
+        "tunnel": _tunnel(snapshot.hosts),
         "access_log": [
             {
                 "sink": sink.name,
@@ -39,6 +39,18 @@ def health(snapshot: Snapshot) -> dict[str, object]:
             for sink in snapshot.access_log
         ],
         "spool": asdict(snapshot.spool),
+    }
+
+
+def _tunnel(hosts: Sequence[HostSnapshot]) -> dict[str, object] | None:
+    """Return how the hosts behind tunnels are, all of them together; None where there are none."""
+    behind = [host for host in hosts if host.tunnelled]
+    if not behind:
+        return None
+    return {
+        "hosts": [host.host for host in behind],
+        "connected": all(host.connected for host in behind),
+        "error": "; ".join(f"{host.host}: {host.error}" for host in behind if host.error),
     }
 
 

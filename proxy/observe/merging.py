@@ -12,6 +12,7 @@ from proxy.observe.snapshot import (
     HostSnapshot,
     ParseCacheSnapshot,
     PoolSnapshot,
+    ResultCacheSnapshot,
     SinkSnapshot,
     Snapshot,
     SpoolSnapshot,
@@ -63,6 +64,7 @@ def to_plain(snapshot: Snapshot) -> dict[str, Any]:
         "parse_cache": asdict(snapshot.parse_cache),
         "prepared_cache": [asdict(cache) for cache in snapshot.prepared_cache],
         "key_cache": [asdict(cache) for cache in snapshot.key_cache],
+        "result_cache": [asdict(cache) for cache in snapshot.result_cache],
         "access_log": [asdict(sink) for sink in snapshot.access_log],
         "spool": asdict(snapshot.spool),
         "permits_up": snapshot.permits_up,
@@ -88,6 +90,7 @@ def from_plain(given: Mapping[str, Any]) -> Snapshot:
         parse_cache=ParseCacheSnapshot(**given["parse_cache"]),
         prepared_cache=[CacheSnapshot(**cache) for cache in given["prepared_cache"]],
         key_cache=[CacheSnapshot(**cache) for cache in given["key_cache"]],
+        result_cache=[ResultCacheSnapshot(**cache) for cache in given["result_cache"]],
         access_log=[SinkSnapshot(**sink) for sink in given["access_log"]],
         spool=SpoolSnapshot(**given["spool"]),
         permits_up=given["permits_up"],
@@ -131,6 +134,11 @@ def merged(snapshots: Sequence[Snapshot]) -> Snapshot:
         parse_cache=_summed([each.parse_cache for each in snapshots]),
         prepared_cache=_caches(cache for each in snapshots for cache in each.prepared_cache),
         key_cache=_caches(cache for each in snapshots for cache in each.key_cache),
+        result_cache=_grouped(
+            (cache for each in snapshots for cache in each.result_cache),
+            lambda cache: cache.database,
+            _summed,
+        ),
         access_log=_grouped(
             (sink for each in snapshots for sink in each.access_log), lambda sink: sink.name, _merged_sinks
         ),
@@ -157,6 +165,7 @@ def ended(snapshot: Snapshot) -> Snapshot:
         parse_cache=replace(snapshot.parse_cache, entries=0, bytes=0),
         prepared_cache=[replace(cache, entries=0) for cache in snapshot.prepared_cache],
         key_cache=[replace(cache, entries=0) for cache in snapshot.key_cache],
+        result_cache=[replace(cache, entries=0, bytes=0, limit=0) for cache in snapshot.result_cache],
         access_log=[replace(sink, waiting=0, waiting_bytes=0, last_error="") for sink in snapshot.access_log],
         spool=replace(snapshot.spool, records=0, bytes=0, segments=0),
         permits_up=True,

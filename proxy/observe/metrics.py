@@ -29,6 +29,7 @@ from proxy.observe.snapshot import (
     HostSnapshot,
     ParseCacheSnapshot,
     PoolSnapshot,
+    ResultCacheSnapshot,
     SinkSnapshot,
     Snapshot,
     SpoolSnapshot,
@@ -137,6 +138,7 @@ class SnapshotCollector(Collector):
             "Keys that are at hand.",
             snapshot.key_cache,
         )
+        yield from _result_cache(snapshot.result_cache)
         yield from _access_log(snapshot.access_log)
         yield from _spool(snapshot.spool)
 
@@ -333,6 +335,46 @@ def _cache(name: str, lookups: str, entries: str, caches: Sequence[CacheSnapshot
         found.add_metric((cache.database, "miss"), cache.misses)
         held.add_metric((cache.database,), cache.entries)
     yield from (found, held)
+
+
+def _result_cache(caches: Sequence[ResultCacheSnapshot]) -> Iterator[Metric]:
+    lookups = CounterMetricFamily(
+        "pgsluice_result_cache_lookups",
+        "Reads whose result may be kept: hit, stale_hit: a kept one was given; miss: a server or another was asked.",
+        labels=("database", "result"),
+    )
+    counters = [
+        CounterMetricFamily(f"pgsluice_result_cache_{name}", documentation, labels=("database",))
+        for name, documentation in (
+            ("waits", "Misses that waited for somebody else's answer."),
+            ("stores", "Results that were kept."),
+            ("refusals", "Answers that were to be kept and could not be."),
+            ("evictions", "Results dropped for want of room."),
+            ("invalidations", "Results dropped because of writes, notifications and flushes."),
+        )
+    ]
+    gauges = [
+        GaugeMetricFamily(f"pgsluice_result_cache_{name}", documentation, labels=("database",))
+        for name, documentation in (
+            ("entries", "Results that are kept."),
+            ("bytes", "Memory of the results that are kept."),
+            ("limit_bytes", "Memory that they may take."),
+        )
+    ]
+    for cache in caches:
+        found = (
+            ("hit", cache.hits - cache.stale_hits),
+            ("stale_hit", cache.stale_hits),
+            ("miss", cache.misses),
+        )
+        for result, number in found:
+            lookups.add_metric((cache.database, result), number)
+        counts = (cache.waits, cache.stores, cache.refusals, cache.evictions, cache.invalidations)
+        for counter, number in zip(counters, counts, strict=True):
+            counter.add_metric((cache.database,), number)
+        for gauge, number in zip(gauges, (cache.entries, cache.bytes, cache.limit), strict=True):
+            gauge.add_metric((cache.database,), number)
+    yield from (lookups, *counters, *gauges)
 
 
 def _access_log(sinks: Sequence[SinkSnapshot]) -> Iterator[Metric]:

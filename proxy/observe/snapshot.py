@@ -51,6 +51,8 @@ class HostSnapshot:
     response_time: float | None = None
     lag: float | None = None
     error: str = ""
+    # It is reached through a Cloudflare tunnel.
+    tunnelled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,24 @@ class CacheSnapshot:
     hits: int = 0
     misses: int = 0
     entries: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ResultCacheSnapshot:
+    """One database's results that are kept: since the start, and what is held."""
+
+    database: str
+    hits: int = 0
+    stale_hits: int = 0
+    misses: int = 0
+    waits: int = 0
+    stores: int = 0
+    refusals: int = 0
+    evictions: int = 0
+    invalidations: int = 0
+    entries: int = 0
+    bytes: int = 0
+    limit: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +137,7 @@ class Snapshot:
     parse_cache: ParseCacheSnapshot = field(default_factory=ParseCacheSnapshot)
     prepared_cache: Sequence[CacheSnapshot] = ()
     key_cache: Sequence[CacheSnapshot] = ()
+    result_cache: Sequence[ResultCacheSnapshot] = ()
     access_log: Sequence[SinkSnapshot] = ()
     spool: SpoolSnapshot = field(default_factory=SpoolSnapshot)
     # Whether the store of rate limits answers (true where there is none), and how often it didn't.

@@ -109,7 +109,11 @@ def _against(facts: Facts, first: Facts, primary: str, settings: Database) -> It
 
 
 def _tls(host: Host, facts: Facts) -> Iterator[Finding]:
-    if _near(host.host):
+    if host.transport == "cloudflare" and host.service_token is None:
+        advice = "put Access in front of it, with a Service Auth policy, and set service_token"
+        what = "its tunnel is open to who knows the hostname: there is no service_token"
+        yield Finding(WARNING, TOPIC, what, advice=advice)
+    if host.transport == "tcp" and _near(host.host):
         return
     if facts.host["tls"] is None:
         advice = "set tls.mode of the host to verify-full, and ssl = on there"

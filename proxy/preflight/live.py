@@ -20,8 +20,8 @@ from proxy.preflight.facts import Connection, Facts, read_all, read_host
 from proxy.preflight.finding import ERROR, Finding
 from proxy.preflight.hosts import Looked
 from proxy.preflight.wanted import Logins, logins_of
-from proxy.transport.tls import ServerTls
-from proxy.upstream.control import describe, for_asyncpg
+from proxy.tunnel import way_to
+from proxy.upstream.control import connect, describe
 
 # The catalogue of a large database takes a while.
 _COMMAND_TIMEOUT: Final = 60.0
@@ -112,18 +112,15 @@ def _reader(database: Database) -> Login:
 
 
 async def _connect(database: Database, host: Host, login: Login | Pool) -> Connection:
-    connection: Connection = await asyncpg.connect(
-        host=host.host,
-        port=host.port,
+    return await connect(
+        way_to(host),
         user=login.user,
         password=login.password.get_secret_value(),
         database=database.database or None,
         timeout=database.pool_defaults.connect_timeout,
         command_timeout=_COMMAND_TIMEOUT,
         server_settings=_PATH,
-        ssl=for_asyncpg(ServerTls(host.tls)),
     )
-    return connection
 
 
 def _judge(

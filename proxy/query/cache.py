@@ -6,7 +6,7 @@ from typing import Final, final
 
 from mypy_extensions import i64
 
-from proxy.query.classify import classify, not_parsed, pool_hint
+from proxy.query.classify import cache_asked, classify, not_parsed, pool_hint
 from proxy.query.functions import FunctionCatalog
 from proxy.query.intent import Intent
 from proxy.query.lexer import normalize
@@ -174,7 +174,7 @@ class IntentCache:
         normalized = normalize(sql)
         key = normalized
         if key and b"sluice:" in sql:
-            key = pool_hint(sql).encode() + b"\0" + key
+            key = f"{pool_hint(sql)}\0{cache_asked(sql)}\0".encode() + key
         if key:
             found = self._normalized.get(key)
             if found is not None:

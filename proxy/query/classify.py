@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from pglast.parser import ParseError, parse_sql_json
 
-from proxy.query.facts import HOST_PARAMETERS, POOL_PARAMETER, Facts
+from proxy.query.facts import CACHE_ON, HOST_PARAMETERS, NO_HINT, POOL_PARAMETER, Facts
 from proxy.query.fingerprint import MAX_TEXT
 from proxy.query.functions import FunctionCatalog, Verdict
 from proxy.query.intent import PRIMARY, READ, READONLY, SESSION, WRITE, Intent
@@ -86,7 +86,48 @@ _UNLOCKING: Final = frozenset({"pg_advisory_unlock", "pg_advisory_unlock_all", "
 # They change the session alone.
 _SESSION_FUNCTIONS: Final = _UNLOCKING | {"set_config", "setseed"}
 
-_HINT: Final = re.compile(rb"(?:--|/\*)\s*sluice:[^\n]*?\bpool\s*=\s*'?(\w+)")
+_POOL_HINT: Final = re.compile(rb"(?:--|/\*)\s*sluice:[^\n]*?\bpool\s*=\s*'?(\w+)")
+_CACHE_HINT: Final = re.compile(rb"(?:--|/\*)\s*sluice:[^\n]*?\bcache\s*=\s*'?([0-9A-Za-z.]+)")
+
+_SECONDS: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h)")
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+_RELATION_KEY: Final = '"relname":"'
+_NAME: Final = re.compile(r'(?:[^"\\]|\\.)*')
+MAX_RELATIONS: Final = 100
+"""Relations of one text that are told apart; one with more counts as if it named none."""
+
+# What stands there changes by itself, or is another thing to each connection.
+_SYSTEM_SCHEMAS: Final = tuple(
+    f'"schemaname":"{name}",' for name in ("pg_catalog", "information_schema", "pg_temp", "sluice")
+)
+# Statements that change no relation but those that they name.
+_TELLING: Final = frozenset(
+    {
+        "SelectStmt",
+        *_MODIFYING,
+        "ClosePortalStmt",
+        "ConstraintsSetStmt",
+        "CopyStmt",
+        "DeallocateStmt",
+        "DeclareCursorStmt",
+        "DiscardStmt",
+        "ExecuteStmt",
+        "ExplainStmt",
+        "FetchStmt",
+        "ListenStmt",
+        "LoadStmt",
+        "LockStmt",
+        "NotifyStmt",
+        "PrepareStmt",
+        "RefreshMatViewStmt",
+        "TransactionStmt",
+        "TruncateStmt",
+        "UnlistenStmt",
+        "VariableSetStmt",
+        "VariableShowStmt",
+    }
+)
 
 
 def classify(sql: bytes, catalog: FunctionCatalog, normalized: bytes = b"") -> Intent:
@@ -115,6 +156,7 @@ def classify(sql: bytes, catalog: FunctionCatalog, normalized: bytes = b"") -> I
             # A function may have changed settings, and with them whether the next transaction can write.
             facts.loosen("ends a transaction behind what may change settings")
     facts.pool = pool_hint(sql) or facts.pool
+    facts.cache_hint = cache_hint(cache_asked(sql))
     shown = normalized.decode("utf-8", "replace") if normalized else _unread(sql, len(sql))
     return facts.intent(shown, source=sql if len(sql) <= MAX_TEXT else b"")
 
@@ -131,11 +173,34 @@ def not_parsed(sql: bytes, size: int, reason: str) -> Intent:
 
 def pool_hint(sql: bytes) -> str:
     """Return the pool that the first comment with `sluice: pool=NAME` asks for, "" where there is none."""
+    return _hint(sql, _POOL_HINT)
+
+
+def cache_asked(sql: bytes) -> str:
+    """Return what the first comment with `sluice: cache=` asks for, "" where there is none."""
+    return _hint(sql, _CACHE_HINT)
+
+
+def cache_hint(asked: str) -> float:
+    """Return for how many seconds such a comment wants an answer kept: CACHE_ON for as long as usual, 0.0 for never.
+
+    What is neither `on` nor `off` nor a duration as in the configuration (30s, 1.5m) asks for nothing.
+    """
+    asked = asked.lower()
+    if asked == "on":
+        return CACHE_ON
+    if asked == "off":
+        return 0.0
+    found = _SECONDS.fullmatch(asked)
+    return float(found[1]) * _UNITS[found[2]] if found is not None else NO_HINT
+
+
+def _hint(sql: bytes, pattern: re.Pattern[bytes]) -> str:
     if b"sluice:" not in sql:
         return ""
     lexer = Lexer(sql)
     while (kind := lexer.next()) not in (END, ERROR):
-        if kind == COMMENT and (found := _HINT.match(sql, lexer.start, lexer.end)):
+        if kind == COMMENT and (found := pattern.match(sql, lexer.start, lexer.end)):
             return found[1].decode("utf-8", "replace")
     return ""
 
@@ -175,6 +240,7 @@ class _Reader:
         for top, end in spans:
             self._segment = self._tree[top.start() : end]
             kind = top[1]
+            self._relations(kind)
             if kind == "SelectStmt" or kind in _MODIFYING:
                 self._query(kind)
             else:
@@ -182,6 +248,29 @@ class _Reader:
                 self._facts.literal_dependent |= kind != "TransactionStmt"
                 node = _DECODER.raw_decode(self._tree, top.end())[0] if looks_inside(kind) else {}
                 utility(kind, node, self._facts, self._nested)
+
+    def _relations(self, kind: str) -> None:
+        """Add the relations that a statement names, those of its CTEs too, and whether they are all that counts."""
+        segment, facts = self._segment, self._facts
+        if kind != "SelectStmt" or '"RangeTableSample":{' in segment:
+            facts.steady = False
+        if kind not in _TELLING or (kind == "TruncateStmt" and '"behavior":"DROP_CASCADE"' in segment):
+            facts.unseen = True
+        at = segment.find(_RELATION_KEY)
+        while at >= 0:
+            begins = at + len(_RELATION_KEY)
+            found = _NAME.match(segment, begins)
+            name = found[0] if found is not None else ""
+            if "\\" in name:
+                name = str(json.loads(f'"{name}"'))
+            if name.startswith("pg_") or segment.endswith(_SYSTEM_SCHEMAS, 0, at):
+                facts.steady = False
+            facts.relations[name] = None
+            at = segment.find(_RELATION_KEY, begins)
+        if len(facts.relations) > MAX_RELATIONS:
+            facts.relations.clear()
+            facts.steady = False
+            facts.unseen = True
 
     def _nested(self, kind: str, node: Node) -> None:
         if kind == "SelectStmt" or kind in _MODIFYING:
@@ -266,7 +355,10 @@ class _Reader:
     def _function(self, name: str) -> None:
         facts = self._facts
         verdict = self._catalog.judge(name)
+        if facts.steady and not self._catalog.steady(name):
+            facts.steady = False
         if verdict is Verdict.UNKNOWN:
+            facts.unseen = True
             facts.note(WRITE, PRIMARY, self._doubt(name))
             facts.soil(f"unknown function {name}")
         elif verdict is Verdict.WRITES:

@@ -78,6 +78,7 @@ def _explained(intent: Intent, unknown: str) -> dict[str, object]:
         "unclean": intent.unclean,
         "refused": intent.refused,
         "needs": "admin" if intent.needs_admin else "write" if intent.needs_write else "",
+        "cacheable": intent.cacheable and intent.cache_hint != 0.0,
         "fingerprint": intent.fingerprint,
         "normalized": intent.normalized,
     }

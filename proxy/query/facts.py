@@ -20,6 +20,12 @@ _TRANSACTION_PARAMETERS: Final = frozenset(
     {"transaction_deferrable", "transaction_isolation", "transaction_read_only"}
 )
 
+NO_HINT: Final = -1.0
+"""The cache_hint of a text without a comment that says for how long its answer may be kept."""
+
+CACHE_ON: Final = -2.0
+"""That of one whose comment wants it kept for as long as the configuration says."""
+
 _STRENGTH: Final = {READ: 0, TRANSACTION: 1, SESSION: 2, UNKNOWN: 3, WRITE: 4, DDL: 5}
 
 
@@ -54,6 +60,10 @@ class Facts:
         self.executes = ""
         self.deallocates = ""
         self.literal_dependent = False
+        self.relations: dict[str, None] = {}
+        self.unseen = False
+        self.steady = True
+        self.cache_hint = NO_HINT
         self._reason = ""
         self._reason_strength = (False, -1)
         self._targets: set[str] = set()
@@ -185,6 +195,10 @@ class Facts:
             self.executes,
             self.deallocates,
             self.literal_dependent,
+            tuple(self.relations),
+            self.unseen or self.kind == DDL or not parsed,
+            self.steady,
+            self.cache_hint,
             parsed,
             source,
             normalized,

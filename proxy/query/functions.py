@@ -103,6 +103,9 @@ _UNKNOWN: Final = re.compile(
     r"(?:query_to_xml.*|cursor_to_xml.*|ts_stat|ts_rewrite|dblink.*|crosstab.*|connectby|xpath_table)\Z"
 )
 
+# What is marked stable and yet tells of the server, of its connection or of settings: another one answers otherwise.
+_OF_THE_SERVER: Final = re.compile(r"(?:pg_.*|txid_.*|inet_(?:client|server)_.*|current_setting)\Z")
+
 _BUILTIN_FUNCTIONS: Final = Path(__file__).with_name("builtin_functions.txt")
 
 
@@ -110,9 +113,14 @@ class FunctionCatalog:
     """Verdicts on function names, from a snapshot of pg_proc and an operator's list of safe names."""
 
     def __init__(
-        self, verdicts: dict[str, Verdict], known: frozenset[str], volatile: Mapping[str, str]
+        self,
+        verdicts: dict[str, Verdict],
+        known: frozenset[str],
+        volatile: Mapping[str, str],
+        restless: frozenset[str],
     ) -> None:
         self._known = known
+        self._restless = restless
         self._volatile = volatile
         self._verdicts = {name: _severer(_listed(name), verdict) for name, verdict in verdicts.items()}
 
@@ -132,9 +140,12 @@ class FunctionCatalog:
         """
         verdicts: dict[str, Verdict] = {}
         known = set()
+        restless = set()
         volatile: dict[str, str] = {}
         for schema, name, volatility in rows:
             known.add(name)
+            if volatility not in _STEADY:
+                restless.add(name)
             verdict = _verdict_of_row(schema, name, volatility)
             if verdict is Verdict.UNKNOWN:
                 volatile.setdefault(name, f"{schema}.{name}")
@@ -142,7 +153,7 @@ class FunctionCatalog:
                 verdicts[name] = verdict
         for name in safe:
             verdicts[name] = Verdict.SAFE
-        return cls(verdicts, frozenset(known), volatile)
+        return cls(verdicts, frozenset(known), volatile, frozenset(restless))
 
     def judge(self, name: str) -> Verdict:
         """Return what a call of `name`, without its schema, may do; UNKNOWN for a name never heard of.
@@ -151,6 +162,13 @@ class FunctionCatalog:
         which of them is called.
         """
         return self._verdicts.get(name) or _listed(name) or Verdict.UNKNOWN
+
+    def steady(self, name: str) -> bool:
+        """Tell whether calls of `name` give the same again while the data stay the same.
+
+        Every function of that name is immutable or stable, and it isn't about the server or its connection.
+        """
+        return name in self._known and name not in self._restless and _OF_THE_SERVER.match(name) is None
 
     def knows(self, name: str) -> bool:
         """Tell whether any schema holds a function of that name."""
@@ -178,11 +196,13 @@ def _severer(listed: Verdict | None, known: Verdict) -> Verdict:
     return known if listed is None or _SEVERITY[known] > _SEVERITY[listed] else listed
 
 
+_STEADY: Final = ("i", "s", b"i", b"s")
+
 _SEVERITY: Final = {Verdict.SAFE: 0, Verdict.MAY_WRITE: 1, Verdict.WRITES: 2, Verdict.UNKNOWN: 3}
 
 
 def _verdict_of_row(schema: str, name: str, volatility: str | bytes) -> Verdict:
-    if volatility in ("i", "s", b"i", b"s") or (volatility == "c" and name in EXTENSION_READERS):
+    if volatility in _STEADY or (volatility == "c" and name in EXTENSION_READERS):
         return Verdict.SAFE
     if schema != "pg_catalog":
         return Verdict.UNKNOWN

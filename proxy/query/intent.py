@@ -54,6 +54,10 @@ class Intent:
         executes: str,
         deallocates: str,
         literal_dependent: bool,
+        relations: tuple[str, ...],
+        unseen: bool,
+        steady: bool,
+        cache_hint: float,
         parsed: bool,
         source: bytes,
         normalized: str,
@@ -106,6 +110,24 @@ class Intent:
         self.deallocates: Final = deallocates
         # Another text that differs in literals alone may mean something else.
         self.literal_dependent: Final = literal_dependent
+        # Names, without their schemas, of the relations that it reads or changes, as far as the text tells.
+        self.relations: Final = relations
+        # It may change relations that it doesn't name.
+        self.unseen = unseen
+        # It may change what others read. Also learned of what was taken for a read, see `refuted`.
+        self.changes: bool = kind in (WRITE, DDL, UNKNOWN) and (unseen or len(relations) > 0)
+        # One SELECT from relations whose answer stays the same while these do, so that it may be kept: its
+        # functions are immutable or stable, and not about the server or its connection.
+        self.cacheable: Final = (
+            kind == READ
+            and target == READONLY
+            and statements == 1
+            and steady
+            and not (pin or unpins or unclean or settings or local_settings or shows_pool or refused)
+            and len(relations) > 0
+        )
+        # Seconds for which a comment wants its answer kept; 0.0, NO_HINT and CACHE_ON (facts) beside.
+        self.cache_hint: Final = cache_hint
         # The text with each literal as $n, or "<not parsed: N bytes, sha256 16-hex>".
         self.normalized: Final = normalized
         # The text has names of prepared statements in it.
@@ -138,5 +160,7 @@ class Intent:
     def refuted(self, sqlstate: str) -> None:
         """Learn that a replica, or a login that can't write, refused what was taken for a read: the primary is next."""
         self.target = PRIMARY
+        self.changes = True
+        self.unseen = True
         self.reason = "refused as a read before (" + sqlstate + ")"
         self.where_part = b""

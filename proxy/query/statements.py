@@ -165,6 +165,7 @@ def _transaction(node: Node, facts: Facts, nested: Nested) -> None:
         facts.writes("PREPARE TRANSACTION")
     elif kind in ("COMMIT_PREPARED", "ROLLBACK_PREPARED"):
         facts.writes(words)
+        facts.unseen = True
     else:
         facts.note(TRANSACTION, "", words)
 

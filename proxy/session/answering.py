@@ -508,6 +508,8 @@ class Answering(SessionState):
         if self.turning:
             self.turn(now)
             return
+        if self.filling is not None:
+            self.filled(server, now)
         if self.awaits_sync:
             if not self.query_is_last:
                 self.go_on(now)
@@ -544,6 +546,8 @@ class Answering(SessionState):
             if self.wrote:
                 self.wrote = False
                 self.last_write = now
+                if self.changed:
+                    self.changes_end(now)
             pool = self.pool
             if pool is not None:
                 stats = pool.stats

@@ -11,6 +11,7 @@ from proxy.errors import ClientError, PoolExhausted
 from proxy.session.client import ClientLogin
 from proxy.session.gate import Gate
 from proxy.transport import tls
+from proxy.transport.asking import SHUTDOWN_TIMEOUT
 from proxy.transport.greeting import Greeting, greet
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ class _Arrival:
                 sock,
                 ssl=listener.context,
                 ssl_handshake_timeout=gate.auth_timeout,
-                ssl_shutdown_timeout=tls.SHUTDOWN_TIMEOUT,
+                ssl_shutdown_timeout=SHUTDOWN_TIMEOUT,
             )
         else:
             plain = replace(greeting, refused=listener.required)

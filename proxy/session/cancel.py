@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hmac
 import logging
-import socket
 import time
+from typing import cast
 
 from proxy.session.sessions import Sessions
-from proxy.transport import tcp
-from proxy.transport.asking import ask_for_tls
 from proxy.upstream.pool import Pool
 from proxy.upstream.server import IDLE, Server
 from proxy.wire.codes import CANCEL_REQUEST
@@ -70,34 +67,42 @@ async def cancel_server(server: Server) -> bool:
     Progress"). One that does not get through is logged: the query then runs to its end. Returns False where the
     request was sent and may take effect at any time from now on.
     """
-    sent = False
-    host, _, port = server.address.rpartition(":")
-    request = (12 + len(server.secret)).to_bytes(4, "big") + CANCEL_REQUEST.to_bytes(4, "big")
+    assert server.way is not None
+    head = (12 + len(server.secret)).to_bytes(4, "big") + CANCEL_REQUEST.to_bytes(4, "big")
+    request = _Request(head + server.pid.to_bytes(4, "big") + server.secret)
     try:
         async with asyncio.timeout(_TIMEOUT):
-            reader, writer = await _open(server, host, int(port))
-            try:
-                writer.write(request + server.pid.to_bytes(4, "big") + server.secret)
-                sent = True
-                with contextlib.suppress(ConnectionError):
-                    await reader.read(1)
-            finally:
-                writer.close()
+            await server.way.open(lambda _: request, server.encrypted)
+            await request.taken
     except (OSError, TimeoutError) as error:
         log.warning("cancel request to %s failed: %s", server.address, str(error) or "no answer in time")
-        return not sent
+        return not request.sent
+    finally:
+        request.close()
     return True
 
 
-async def _open(server: Server, host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Connect to the server's host, with TLS where the server connection has it."""
-    sock = await tcp.connect(host, port)
-    try:
-        if sock.family == socket.AF_UNIX:
-            return await asyncio.open_unix_connection(sock=sock)
-        context = await ask_for_tls(sock, server.tls, server.encrypted) if server.tls is not None else None
-        name = host if context is not None else None
-        return await asyncio.open_connection(sock=sock, ssl=context, server_hostname=name)
-    except BaseException:
-        sock.close()
-        raise
+class _Request(asyncio.Protocol):
+    """Sends a request, and waits for the end of the connection."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._transport: asyncio.Transport | None = None
+        self.sent = False
+        self.taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports have the methods of asyncio.Transport, but do not derive from it.
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.write(self._data)
+        self.sent = True
+
+    def connection_lost(self, failure: Exception | None) -> None:
+        # However it ended: there is no other answer.
+        if not self.taken.done():
+            self.taken.set_result(None)
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._transport is not None:
+            self._transport.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Protocol, final
 
 from mypy_extensions import i64
@@ -16,7 +17,9 @@ from proxy.query.intent import Intent
 from proxy.query.parameters import Profile, Profiles
 from proxy.query.prepared import StatementCache
 from proxy.query.route import Route, choose
+from proxy.session.results import Flight, Results
 from proxy.upstream.cluster import Cluster
+from proxy.upstream.server import Borrower
 
 
 class ClaimSigner(Protocol):
@@ -74,3 +77,7 @@ class Database:
         self.first_route: Route = choose(unfinished, False, False, "", "", "")
         # What servers report to a session with a given profile; learned at its first login.
         self.reports: dict[Profile, dict[bytes, bytes]] = {}
+        # Results that are kept; None where none are.
+        self.results: Results | None = None
+        # Asks anew, beside its session, for a result that has become stale; tells whether it does.
+        self.refresh: Callable[[Borrower, Flight, bytes], bool] | None = None

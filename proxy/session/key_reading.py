@@ -10,10 +10,11 @@ from proxy.errors import ClientError, UpstreamUnavailable
 from proxy.upstream.cluster import Cluster
 from proxy.upstream.control import Control
 
+# The column result_cache came later: a database whose migration is still to be applied has none.
 _FETCH_KEY: Final = """
 SELECT id, name, user_id, permissions, secret_sha256, scram_verifier, default_pool, allowed_addresses,
-       rate_limit_per_minute, expires_at, revoked_at
-  FROM sluice.api_keys WHERE id = $1
+       rate_limit_per_minute, expires_at, revoked_at, to_jsonb(k) ->> 'result_cache' AS result_cache
+  FROM sluice.api_keys k WHERE id = $1
 """
 
 

@@ -15,11 +15,11 @@ from proxy.query.facts import POOL_PARAMETER
 from proxy.query.intent import SESSION, TRANSACTION, Intent
 from proxy.query.prepared import Statement
 from proxy.query.route import REPLICA, Route
+from proxy.session.caching import Caching
 from proxy.session.collect import DuplicateStatement
 from proxy.session.deferral import (
     NONE,
 )
-from proxy.session.deferring import Deferring
 from proxy.session.folding import lacking, parse_apart
 from proxy.session.renaming import UndefinedStatement
 from proxy.session.retry import anew, failed, may_try_again
@@ -65,7 +65,7 @@ _NOW: Final = 1e-9
 """A time to retire at that has always come."""
 
 
-class Lending(Deferring):
+class Lending(Caching):
     """Borrows server connections for units, and answers units that cannot have one."""
 
     def _dispatch(self, unit: Unit, now: float) -> None:
@@ -105,9 +105,16 @@ class Lending(Deferring):
                     return
         if server is None:
             self.route = self._route_of(unit)
+            if self.database.results is not None and self._cached(unit, now):
+                return
             server = self._checkout(unit, now)
             if server is None:
                 return
+            if self.filling is not None:
+                self._fills(now)
+        elif self.filling is not None:
+            # Its answer will stand behind the one that was to be kept.
+            self.spoil()
         self._send(server, unit, now)
 
     def _fits(self, route: Route) -> bool:
@@ -255,6 +262,8 @@ class Lending(Deferring):
             if first_change is not None and first_change.kind != SESSION and first_change.kind != TRANSACTION:
                 self.last_writer = server
                 self.last_writer_uses = server.uses
+            if len(unit.changing) > 0:
+                self._changes(unit, now)
             if unit.begins:
                 self.in_transaction = True
             elif unit.ends:
@@ -392,8 +401,9 @@ class Lending(Deferring):
         return True
 
     def reroute(self, now: float) -> None:
-        """Look anew for a host that can serve the unit that waits."""
+        """Look anew for a result or a host that can serve the unit that waits."""
         self.waits &= ~FOR_SERVER
+        self.awaiting = None
         unit = self.held_unit
         self.held_unit = None
         if unit is not None:
@@ -410,6 +420,8 @@ class Lending(Deferring):
         self.held_unit = None
         # It was the server's last answer that made it free: reading the clock again tells nothing new.
         now = server.last_byte_at if server.last_byte_at > self.active_at else self.active_at
+        if self.filling is not None:
+            self._fills(now)
         if unit is not None:
             self._send(server, unit, now)
         self.go_on(now)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+from mypy_extensions import i64
+
 from proxy.errors import (
     ClientError,
     UpstreamUnavailable,
@@ -113,11 +115,18 @@ class Preparing(Answering):
 
     def _tell_differences(self, server: Server) -> None:
         """Tell the client which parameters of its own have other values on this server connection."""
-        self.family = server.family
+        reported = server.replies.parameters
+        self._tell_reported(
+            server.family, {name: value for name, value in server.defaults.items() if name in reported}
+        )
+
+    def _tell_reported(self, family: i64, reported: dict[bytes, bytes]) -> None:
+        """Tell the client which parameters of its own have other values where `reported` is so."""
+        self.family = family
         names = self.profile.names
-        for name, value in server.defaults.items():
+        for name, value in reported.items():
             parameter = name.decode("utf-8", "replace").lower()
-            if name in HIDDEN or name not in server.replies.parameters or parameter in names:
+            if name in HIDDEN or parameter in names:
                 continue
             if name != b"application_name" and self.reported.get(name) != value:
                 self.reported[name] = value
@@ -158,6 +167,8 @@ class Preparing(Answering):
 
     def _answer_unsent(self, unit: Unit, error: ClientError) -> None:
         """Answer a unit of which nothing was sent with `error`, and take back the names that it had prepared."""
+        if self.filling is not None:
+            self.spoil()
         if unit.ended_by != FE_QUERY:
             undo(self, unit.first)
         if self.stream_left > 0:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +21,9 @@ from proxy import config as model
 from proxy.config.changes import DatabaseChanges
 from proxy.errors import ClientError, HostUnavailable, SluiceError, UpstreamUnavailable
 from proxy.preflight.gate import BypassError, bypasses
-from proxy.transport.tls import ServerTls, TlsError
+from proxy.transport.tls import TlsError
+from proxy.transport.way import Contexts, Way
+from proxy.tunnel import way_to
 from proxy.upstream.cluster import Cluster, Host
 from proxy.upstream.control import Control
 from proxy.upstream.health import introduce
@@ -37,8 +38,8 @@ _AGAIN: Final = 0.25
 
 _T = TypeVar("_T")
 
-LogIn: TypeAlias = "Callable[[model.Host, str, ServerTls], Login]"
-Reach: TypeAlias = "Callable[[model.Host, ServerTls], Control]"
+LogIn: TypeAlias = "Callable[[str, Way], Login]"
+Reach: TypeAlias = "Callable[[Way], Control]"
 
 
 class ReloadError(SluiceError):
@@ -50,7 +51,7 @@ class Newcomer:
     """A host that is to join, with what it is reached by; it is up if it has answered."""
 
     host: Host
-    tls: ServerTls
+    way: Way
     control: Control
 
 
@@ -61,7 +62,7 @@ class Ready:
     settings: model.Database
     changes: DatabaseChanges
     # Of the hosts that stay: what new connections are encrypted with; control connections under another login.
-    contexts: dict[str, ssl.SSLContext | None] = field(default_factory=dict)
+    contexts: dict[str, Contexts] = field(default_factory=dict)
     controls: dict[str, Control] = field(default_factory=dict)
     newcomers: dict[str, Newcomer] = field(default_factory=dict)
 
@@ -79,13 +80,13 @@ class Preparation:
         name: str,
         cluster: Cluster,
         controls: Mapping[str, Control],
-        tls: Mapping[str, ServerTls],
+        ways: Mapping[str, Way],
         signed: bool,
     ) -> None:
         self._name = name
         self._cluster = cluster
         self._controls = controls
-        self._tls = tls
+        self._ways = ways
         self._signed = signed
 
     async def prepare(
@@ -104,19 +105,19 @@ class Preparation:
         places = {host.name: host for host in settings.hosts}
         stay = {host.name: host for host in self._cluster.hosts if host.name not in changes.hosts_removed}
         for name in stay:
-            ready.contexts[name] = self._read(name, self._tls[name].read)
+            ready.contexts[name] = self._read(name, self._ways[name].read)
             if changes.control:
-                ready.controls[name] = reach(places[name], self._tls[name])
+                ready.controls[name] = reach(self._ways[name])
         for name in changes.hosts_added:
-            tls = self._read(name, partial(ServerTls, places[name].tls))
-            ready.newcomers[name] = Newcomer(make(places[name]), tls, reach(places[name], tls))
+            way = self._read(name, partial(way_to, places[name]))
+            ready.newcomers[name] = Newcomer(make(places[name]), way, reach(way))
         try:
             async with asyncio.TaskGroup() as group:
                 for newcomer in ready.newcomers.values():
-                    group.create_task(self._meet(newcomer, places[newcomer.host.name], ready, log_in))
-                for name, host in stay.items():
+                    group.create_task(self._meet(newcomer, ready, log_in))
+                for host in stay.values():
                     if host.up:
-                        group.create_task(self._ask_again(host, places[name], ready, log_in))
+                        group.create_task(self._ask_again(host, ready, log_in))
         except* SluiceError as failed:
             # The first one ended the others.
             raise failed.exceptions[0] from None
@@ -127,7 +128,7 @@ class Preparation:
         except TlsError as error:
             raise TlsError(f"host {host}: {error}") from None
 
-    async def _meet(self, newcomer: Newcomer, place: model.Host, ready: Ready, log_in: LogIn) -> None:
+    async def _meet(self, newcomer: Newcomer, ready: Ready, log_in: LogIn) -> None:
         """Ask a host that comes what it is, and whether its rights are as they have to be."""
         host = newcomer.host
         if not await self._answers(host, newcomer.control, lambda each: introduce(host, each)):
@@ -138,9 +139,9 @@ class Preparation:
                 f"host {host.name} belongs to another cluster than {others[0].name}: their system identifiers differ"
             )
         await self._vet(host.name, newcomer.control, ready.settings)
-        await self._try_logins(host, [log_in(place, pool, newcomer.tls) for pool in ready.settings.pools])
+        await self._try_logins(host, [log_in(pool, newcomer.way) for pool in ready.settings.pools])
 
-    async def _ask_again(self, host: Host, place: model.Host, ready: Ready, log_in: LogIn) -> None:
+    async def _ask_again(self, host: Host, ready: Ready, log_in: LogIn) -> None:
         """Ask a host that stays what has to be known of the logins that are new."""
         changes = ready.changes
         control = ready.controls.get(host.name) or self._controls[host.name]
@@ -149,7 +150,7 @@ class Preparation:
         if changes.pools_added:
             await self._vet(host.name, control, ready.settings)
         pools = [*changes.pools_added, *changes.passwords]
-        await self._try_logins(host, [log_in(place, pool, self._tls[host.name]) for pool in pools])
+        await self._try_logins(host, [log_in(pool, self._ways[host.name]) for pool in pools])
 
     async def _answers(
         self, host: Host, control: Control, ask: Callable[[asyncpg.Connection[Any]], Awaitable[None]]

@@ -28,13 +28,16 @@ from proxy.query.cache import IntentCache
 from proxy.query.functions import SNAPSHOT_QUERY, FunctionCatalog
 from proxy.query.intent import Intent
 from proxy.session.database import Database
+from proxy.session.keeping import Keeping
 from proxy.session.key_reading import KeyReading
 from proxy.session.reload import Preparation, Ready
+from proxy.session.results import Results
 from proxy.session.session import Session
 from proxy.session.signing import Signing
 from proxy.session.usage import write_usage
 from proxy.tasks import spawn, stop
-from proxy.transport.tls import ServerTls
+from proxy.transport.way import Way
+from proxy.tunnel import Tunnel, way_to
 from proxy.upstream.access_table import AccessTable
 from proxy.upstream.breaker import Breaker
 from proxy.upstream.cluster import LEAST_CONNECTIONS, RANDOM, ROUND_ROBIN, Cluster, Host
@@ -42,7 +45,7 @@ from proxy.upstream.control import Control
 from proxy.upstream.health import Health, Thresholds
 from proxy.upstream.login import Login, connect
 from proxy.upstream.names import Names
-from proxy.upstream.pool import Pool, PoolLimits
+from proxy.upstream.pool import SPREAD, Pool, PoolLimits
 from proxy.upstream.server import Server
 
 log = logging.getLogger(__name__)
@@ -50,6 +53,7 @@ log = logging.getLogger(__name__)
 _BALANCE = {"round_robin": ROUND_ROBIN, "least_connections": LEAST_CONNECTIONS, "random": RANDOM}
 
 _KEY_CHANNEL = "sluice_keys"
+_CACHE_CHANNEL = "sluice_cache"
 
 _ENSURE_PARTITIONS = "SELECT sluice.ensure_partitions()"
 
@@ -63,6 +67,9 @@ _RETRY = 1.0
 _MAINTENANCE = 0.1
 # Seconds for which a process that takes no more clients keeps a server connection that nobody uses.
 _RETIRED_IDLE = 1.0
+
+_SPREAD_FAR = 0.5
+"""Jitter of lifetimes where the way itself ends connections, and all at once: between half and all of the time."""
 
 
 class Served:
@@ -89,10 +96,8 @@ class Served:
             _BALANCE[settings.pools["readonly"].balance],
             settings.health.max_lag,
         )
-        self._tls = {host.name: ServerTls(host.tls) for host in settings.hosts}
-        self.controls = {
-            host.name: self._control(host, settings, self._tls[host.name]) for host in settings.hosts
-        }
+        self._ways = {host.name: way_to(host) for host in settings.hosts}
+        self.controls = {host.name: self._control(settings, self._ways[host.name]) for host in settings.hosts}
         self.health = Health(
             self.cluster,
             self.controls,
@@ -114,6 +119,7 @@ class Served:
         self.database.signed = self._signed
         self.database.token_ttl = config.identity.token_ttl
         self.database.session_mode = settings.pool_mode == "session"
+        self._keeping = Keeping(self.database, self.cluster)
         self._take_over(settings)
         self._strict = config.identity.isolation == "strict"
         for host in self.cluster.hosts:
@@ -134,6 +140,8 @@ class Served:
         self._signing = Signing(self.database, self.controls)
         self._tasks: list[asyncio.Task[Any]] = []
         self._listener: asyncio.Task[None] | None = None
+        self._hearing: asyncio.Task[None] | None = None
+        self.cluster.primary_changed = self._primary_changed
 
     # -- life
 
@@ -142,7 +150,8 @@ class Served:
 
         Raises BypassError where a pool's login could pass by row-level security.
         """
-        await self.health.probe()
+        slow = any(way.slow_to_open for way in self._ways.values())
+        await self.health.probe(self._settings.pool_defaults.connect_timeout if slow else 0.0)
         if self._bypassed:
             raise BypassError(self._bypassed)
         self._started = True
@@ -168,6 +177,7 @@ class Served:
             ),
         ]
         self._start_listening()
+        self._start_hearing()
 
     # -- a reload
 
@@ -177,16 +187,16 @@ class Served:
         Raises SluiceError, and nothing has changed then.
         """
         ready = Ready(settings, changes)
-        preparation = Preparation(self.name, self.cluster, self.controls, self._tls, self._signed)
+        preparation = Preparation(self.name, self.cluster, self.controls, self._ways, self._signed)
 
-        def log_in(host: model.Host, pool: str, tls: ServerTls) -> Login:
-            return self._login(_host(host, settings.health), pool, settings.pools[pool], tls)
+        def log_in(pool: str, way: Way) -> Login:
+            return self._login(pool, settings.pools[pool], way)
 
         try:
             await preparation.prepare(
                 ready,
                 lambda host: _host(host, settings.health),
-                lambda host, tls: self._control(host, settings, tls),
+                lambda way: self._control(settings, way),
                 log_in,
             )
         except BaseException:
@@ -204,8 +214,8 @@ class Served:
         until = now + config.listen.drain_timeout
         before, self._settings = self._settings, ready.settings
         changes, settings, cluster = ready.changes, ready.settings, self.cluster
-        for name, context in ready.contexts.items():
-            self._tls[name].context = context
+        for name, contexts in ready.contexts.items():
+            self._ways[name].renew(contexts)
         leaving = self._exchange_hosts(ready)
         self._strict = config.identity.isolation == "strict"
         for host in cluster.hosts:
@@ -230,6 +240,7 @@ class Served:
         if changes.hosts_added or changes.hosts_removed or changes.control:
             self.health.alarm()
             self._start_listening()
+            self._primary_changed()
 
     def _exchange_hosts(self, ready: Ready) -> list[Pool]:
         """Let hosts go and come; returns the pools of those that go."""
@@ -238,12 +249,12 @@ class Served:
             self.health.forget(host)
             self.controls.pop(host.name).retire()
             self._bypassed.pop(host.name, None)
-            del self._tls[host.name]
+            del self._ways[host.name]
         for name, control in ready.controls.items():
             self.controls[name].retire()
             self.controls[name] = control
         for name, newcomer in ready.newcomers.items():
-            self._tls[name] = newcomer.tls
+            self._ways[name] = newcomer.way
             self.controls[name] = newcomer.control
         hosts = {host.name: host for host in self.cluster.hosts if host not in gone}
         hosts |= {name: newcomer.host for name, newcomer in ready.newcomers.items()}
@@ -256,9 +267,9 @@ class Served:
         for name, pool in host.pools.items():
             settings = self._settings.pools[name]
             to_strict = self._strict and not pool.limits.strict
-            pool.limits = _limits(settings, self._strict)
+            pool.limits = _limits(settings, self._strict, self._ways[host.name])
             if name in changes.passwords or name in changes.logins:
-                self._logins[pool] = self._login(host, name, settings, self._tls[host.name])
+                self._logins[pool] = self._login(name, settings, self._ways[host.name])
                 pool.hope()
             if name in changes.passwords or to_strict:
                 # With isolation: strict, none may have served somebody before.
@@ -286,6 +297,7 @@ class Served:
         database.read_your_writes = routing.read_your_writes
         database.retries_refused_reads = routing.retry_readonly_errors
         database.max_parse_bytes = routing.max_parse_bytes
+        self._keeping.take_over(settings)
         if before is None:
             return
         if before.health != health:
@@ -312,6 +324,18 @@ class Served:
                 self._listener.cancel()
                 self.keys.changed_all()
             self._listener = spawn(self._listen(), f"{self.name}: key changes")
+
+    def _start_hearing(self) -> None:
+        """Hear of what is written past the proxy, at the primary as it is reached now."""
+        if self._hearing is not None:
+            self._hearing.cancel()
+        self._hearing = spawn(self._hear_writes(), f"{self.name}: writes elsewhere")
+
+    def _primary_changed(self) -> None:
+        """Drop every result: what the last primary took may be lost, and another one tells of writes."""
+        self._keeping.flush()
+        if self._hearing is not None:
+            self._start_hearing()
 
     def overstays(self, session: Session, now: float) -> bool:
         """Tell whether a session still keeps for itself, in no transaction, a connection that should be gone."""
@@ -340,7 +364,8 @@ class Served:
 
     async def stop(self) -> None:
         """End the tasks and close every server connection that is idle."""
-        await stop(*self._tasks, self._listener)
+        hearing, self._hearing = self._hearing, None
+        await stop(*self._tasks, self._listener, hearing)
         self.health.stop()
         if self._listens:
             with contextlib.suppress(ClientError, TimeoutError):
@@ -366,6 +391,10 @@ class Served:
     def settings(self) -> model.Database:
         """Return what is in force of the configuration."""
         return self._settings
+
+    def is_tunnelled(self, host: str) -> bool:
+        """Tell whether the host of this name is reached through a Cloudflare tunnel."""
+        return isinstance(self._ways.get(host), Tunnel)
 
     def login_of(self, pool: str) -> str:
         """Return the role under which the connections of `pool` log in; the first pool's where there is none."""
@@ -445,12 +474,37 @@ class Served:
             await asyncio.sleep(_RETRY)
             self.keys.changed_all()
 
+    async def _hear_writes(self) -> None:
+        """Hear, while results are kept, of relations that were written elsewhere.
+
+        Behind an interruption nothing is known of what happened meanwhile.
+        """
+        while True:
+            results = self.database.results
+            if results is not None:
+                with contextlib.suppress(ClientError):
+                    await self._primary_control().listen(
+                        _CACHE_CHANNEL, self._keeping.heard, self._keeping.flush
+                    )
+                    self._keeping.flush()
+            await asyncio.sleep(_RETRY)
+
     async def _maintenance(self) -> None:
         while True:
             await asyncio.sleep(_MAINTENANCE)
             self._maintain(time.monotonic())
 
+    @property
+    def results(self) -> Results:
+        """Return the results that are kept; none where that is off."""
+        return self._keeping.results
+
+    def flush_results(self) -> None:
+        """Drop every result that is kept."""
+        self._keeping.flush()
+
     def _maintain(self, now: float) -> None:
+        self._keeping.tick(now)
         first = self.cluster.stranded.first
         if first is not None and now - first.stranded_since >= self.database.failover_wait:
             # Whoever has waited long enough is told so, the others wait on.
@@ -471,16 +525,14 @@ class Served:
 
     # -- wiring
 
-    def _control(self, host: model.Host, settings: model.Database, tls: ServerTls) -> Control:
+    def _control(self, settings: model.Database, way: Way) -> Control:
         login = settings.control or settings.pools["primary"]
         return Control(
-            host.host,
-            host.port,
+            way,
             settings.database,
             login.user,
             login.password.get_secret_value(),
             settings.pool_defaults.connect_timeout,
-            tls,
         )
 
     def _primary_control(self) -> Control:
@@ -499,11 +551,12 @@ class Served:
         raise self.cluster.unavailable(True)
 
     def _add_pool(self, host: Host, name: str, settings: model.Pool, strict: bool) -> None:
-        limits = _limits(settings, strict)
+        way = self._ways[host.name]
+        limits = _limits(settings, strict, way)
         pool = Pool(name, host.name, limits, pool_part(name, host.name))
         # As all others are in a pause.
         pool.draining = self.cluster.paused
-        self._logins[pool] = login = self._login(host, name, settings, self._tls[host.name])
+        self._logins[pool] = login = self._login(name, settings, way)
 
         def start_opening(wanting: Pool) -> None:
             spawn(self._open(wanting), f"connect {login.address}")
@@ -511,16 +564,14 @@ class Served:
         pool.open = start_opening
         host.pools[name] = pool
 
-    def _login(self, host: Host, pool: str, settings: model.Pool, tls: ServerTls) -> Login:
+    def _login(self, pool: str, settings: model.Pool, way: Way) -> Login:
         return Login(
-            host.address,
-            host.port,
+            way,
             self._settings.database,
             settings.user,
             settings.password.get_secret_value(),
             pool == "readonly",
             settings.connect_timeout,
-            tls,
         )
 
     def _closed(self, pool: Pool) -> Callable[[Server], None]:
@@ -578,15 +629,17 @@ async def _after_failures(pool: Pool) -> None:
         await asyncio.sleep(_MAINTENANCE)
 
 
-def _limits(settings: model.Pool, strict: bool) -> PoolLimits:
+def _limits(settings: model.Pool, strict: bool, way: Way) -> PoolLimits:
+    lifetimes = [seconds for seconds in (settings.max_lifetime, way.longest) if seconds > 0.0]
     return PoolLimits(
         settings.min,
         settings.max,
         settings.acquire_timeout,
         settings.idle_timeout,
-        settings.max_lifetime,
+        min(lifetimes, default=0.0),
         settings.max_uses,
         strict,
+        _SPREAD_FAR if way.longest > 0.0 else SPREAD,
     )
 
 

@@ -107,6 +107,9 @@ class Session(Lending):
     def pause_writing(self) -> None:
         """Learn that the client does not read as fast as its answers come."""
         self.waits |= FOR_CLIENT
+        if self.filling is not None:
+            # Others would wait for as long as it doesn't read.
+            self.spoil()
         server = self.server
         if server is not None:
             server.pause_reading()

@@ -1,11 +1,12 @@
 """What a session knows, and how it ends.
 
-The lowest of the six layers of a client's session, each a module and a class that builds on the one before:
+The lowest of the seven layers of a client's session, each a module and a class that builds on the one before:
 
     SessionState (state)      fields, cancel, timeouts, endings
     Answering    (answering)  what comes back: records, settings, the connection's return
     Preparing    (preparing)  what goes before a unit: identity, parameters; units that go nowhere
     Deferring    (deferring)  units that need no server: BEGIN held back; the target of those that do
+    Caching      (caching)    units whose result is kept, and keeping it
     Lending      (lending)    where a unit goes: server connection, one write
     Session      (session)    what comes in: messages, permission, rate limit
 """
@@ -36,6 +37,7 @@ from proxy.session.collect import ClientStatements
 from proxy.session.database import Database
 from proxy.session.deferral import NONE
 from proxy.session.renaming import Edit
+from proxy.session.results import Flight
 from proxy.session.sending import Writer
 from proxy.session.settings import Look
 from proxy.session.unit import Message, Unit
@@ -153,6 +155,15 @@ class SessionState(Borrower):
         # The rewritten text of a Query that is under way.
         self.edit: Edit | None = None
         self.wrote = False
+        # Relations that the transaction has changed, where results are kept.
+        self.changed: dict[str, None] = {}
+        # The answer that is under way and is to be kept; and another's for which it waits.
+        self.filling: Flight | None = None
+        self.awaiting: Flight | None = None
+        # What its results depend on, and for which profile and pool that was worked out.
+        self.scope = b""
+        self.scope_profile: Profile | None = None
+        self.scope_pool = ""
         # The transaction has run DDL.
         self.defined = False
         self.last_write: float = 0.0
@@ -194,6 +205,26 @@ class SessionState(Borrower):
         """Work on what was kept while the session waited."""
         raise AssertionError
 
+    def filled(self, server: Server, now: float) -> None:
+        """Keep the answer that has come to its end."""
+        raise AssertionError
+
+    def take_down(self, data: bytes) -> None:
+        """Take down a piece of the answer that is to be kept."""
+        raise AssertionError
+
+    def spoil(self) -> None:
+        """Keep nothing of the answer that is under way."""
+        raise AssertionError
+
+    def changes_end(self, now: float) -> None:
+        """Drop the results of what the transaction has changed: it has ended."""
+        raise AssertionError
+
+    def changes_may_end(self) -> None:
+        """Drop the results of what the transaction has changed: nobody will see its end."""
+        raise AssertionError
+
     def note_usage(self) -> None:
         """Add what the session did since the last time to its key's usage."""
         uses = self.uses
@@ -204,6 +235,8 @@ class SessionState(Borrower):
 
     def forward(self, data: bytes) -> None:
         """Send bytes to the client."""
+        if self.filling is not None:
+            self.take_down(data)
         if not self.ended:
             self.outlet.write(data)
 
@@ -356,6 +389,10 @@ class SessionState(Borrower):
             self._leave_queue()
         self.held_unit = None
         self.pending = b""
+        if self.filling is not None:
+            self.spoil()
+        if self.changed:
+            self.changes_may_end()
         server = self.server
         self.server = None
         if server is not None and server.replies.head is not None:
@@ -370,7 +407,10 @@ class SessionState(Borrower):
             self.on_end(self)
 
     def _leave_queue(self) -> None:
-        """Wait for a server connection no longer: neither in a pool nor for a host that has one."""
+        """Wait for a server connection no longer: neither in a pool, nor for a host, nor for another's answer."""
+        if self.awaiting is not None:
+            self.awaiting.waiters.remove(self)
+            self.awaiting = None
         if self.pool is not None:
             self.pool.leave(self)
         self.database.cluster.leave(self)

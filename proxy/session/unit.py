@@ -74,6 +74,8 @@ class Unit:
         self.tried = False
         # Those that leave something behind in the server's session.
         self.special: list[Intent] = []
+        # Those that may change what others read.
+        self.changing: list[Intent] = []
         # It runs RESET ALL or DISCARD ALL, which takes away what the messages behind it need.
         self.sweeps = False
         # It does that, or changes the client's names by SQL: what follows has to wait.
@@ -99,6 +101,8 @@ class Unit:
         self.tried = False
         if self.special:
             self.special = []
+        if self.changing:
+            self.changing = []
         self.sweeps = False
         self.halts = False
         self.begins = False
@@ -135,6 +139,10 @@ class Unit:
             self.intent = intent
         if intent.special:
             self.special.append(intent)
+        if intent.changes:
+            self.changing.append(intent)
+            # What was refused as a read is none, whatever its text says.
+            self.reads_only = False
         if intent.kind != READ:
             self.reads_only = False
             if intent.begins:

@@ -9,6 +9,9 @@ from typing import Final
 
 from proxy.wire.codes import SSL_REQUEST
 
+SHUTDOWN_TIMEOUT: Final = 5.0
+"""Seconds that a peer gets to answer our close_notify before its connection is cut."""
+
 _SSL_REQUEST: Final = (8).to_bytes(4, "big") + SSL_REQUEST.to_bytes(4, "big")
 
 
@@ -19,6 +22,10 @@ class Security:
         self.mode = mode
         self.context = context
 
+    def read(self) -> ssl.SSLContext | None:
+        """Read the files again that it was made from; returns what is to be `context`."""
+        return self.context
+
 
 async def ask_for_tls(sock: socket.socket, tls: Security, encrypted: bool = False) -> ssl.SSLContext | None:
     """Ask the server at the other end of `sock` for TLS; None where the connection goes on without.
@@ -27,7 +34,7 @@ async def ask_for_tls(sock: socket.socket, tls: Security, encrypted: bool = Fals
     on the way, sends behind its answer is left to the handshake, which fails over it (CVE-2021-23222). Raises
     ConnectionError.
     """
-    if tls.context is None or sock.family == socket.AF_UNIX:
+    if tls.context is None:
         return None
     loop = asyncio.get_running_loop()
     await loop.sock_sendall(sock, _SSL_REQUEST)

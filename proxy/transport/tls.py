@@ -26,9 +26,6 @@ log = logging.getLogger(__name__)
 ALPN: Final = "postgresql"
 """The protocol's name in TLS (IANA's registry; required where a connection starts with TLS)."""
 
-SHUTDOWN_TIMEOUT: Final = 5.0
-"""Seconds that a peer gets to answer our close_notify before its connection is cut."""
-
 _VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 

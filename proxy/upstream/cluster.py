@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Callable
 from typing import Final, final
 
 from mypy_extensions import i64
@@ -134,6 +135,8 @@ class Cluster:
         self._timeline: i64 = 0
         self._system: i64 = 0
         self._refused: str = ""
+        # Told that another host is the primary, or none: what the last one took may be lost.
+        self.primary_changed: Callable[[], None] | None = None
 
     @property
     def had_primary(self) -> bool:
@@ -168,7 +171,10 @@ class Cluster:
             self._system = chosen.system
         if chosen is not self.primary and chosen is not None:
             log.info("%s: %s is the primary, on timeline %d", self.name, chosen.name, chosen.timeline)
+        changed = chosen is not self.primary
         self.primary = chosen
+        if changed and self.primary_changed is not None:
+            self.primary_changed()
         self.replicas = [host for host in self.hosts if host.is_replica]
         for host in self.hosts:
             was_outdated = host.is_outdated

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import asyncpg
 
 from proxy.errors import UpstreamUnavailable
-from proxy.transport.tls import ServerTls, explain
+from proxy.transport.asking import Security
+from proxy.transport.tls import explain
+from proxy.transport.way import Way
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -42,20 +44,14 @@ class Control:
 
     def __init__(
         self,
-        host: str,
-        port: int,
+        way: Way,
         database: str,
         user: str,
         password: str,
         connect_timeout: float,
-        tls: ServerTls,
     ) -> None:
-        self.host = host
-        self.port = port
-        self._tls = tls
+        self.way = way
         self._arguments: dict[str, Any] = {
-            "host": host,
-            "port": port,
             "database": database,
             "user": user,
             "password": password,
@@ -79,7 +75,7 @@ class Control:
                 yield connection
             except FAILURES as error:
                 connection.terminate()
-                raise UpstreamUnavailable(extra=f"host={self.host}:{self.port}: {describe(error)}") from error
+                raise UpstreamUnavailable(extra=f"host={self.way.address}: {describe(error)}") from error
             except BaseException:
                 connection.terminate()
                 raise
@@ -88,10 +84,12 @@ class Control:
             else:
                 self._idle.append(connection)
 
-    async def listen(self, channel: str, heard: Callable[[str], None]) -> None:
+    async def listen(
+        self, channel: str, heard: Callable[[str], None], begun: Callable[[], None] | None = None
+    ) -> None:
         """Call `heard` with each payload notified on `channel`, until the connection ends.
 
-        Raises UpstreamUnavailable where it doesn't come about.
+        `begun` is called when nothing is missed any more. Raises UpstreamUnavailable where it doesn't come about.
         """
         connection = await self._connect()
         ended = asyncio.Event()
@@ -100,9 +98,11 @@ class Control:
             await connection.add_listener(
                 channel, lambda _connection, _pid, _channel, payload: heard(str(payload))
             )
+            if begun is not None:
+                begun()
             await ended.wait()
         except FAILURES as error:
-            raise UpstreamUnavailable(extra=f"host={self.host}:{self.port}: {describe(error)}") from error
+            raise UpstreamUnavailable(extra=f"host={self.way.address}: {describe(error)}") from error
         finally:
             connection.terminate()
 
@@ -129,15 +129,20 @@ class Control:
 
     async def _connect(self) -> asyncpg.Connection[Any]:
         try:
-            connection: asyncpg.Connection[Any] = await asyncpg.connect(
-                **self._arguments, ssl=for_asyncpg(self._tls)
-            )
-            return connection
+            return await connect(self.way, **self._arguments)
         except FAILURES as error:
-            raise UpstreamUnavailable(extra=f"host={self.host}:{self.port}: {describe(error)}") from error
+            raise UpstreamUnavailable(extra=f"host={self.way.address}: {describe(error)}") from error
 
 
-def for_asyncpg(tls: ServerTls) -> ssl.SSLContext | Literal[False, "prefer"]:
+async def connect(way: Way, **arguments: Any) -> asyncpg.Connection[Any]:
+    """Return a connection of asyncpg's over `way`; `arguments` are its own. Raises what it raises: see FAILURES."""
+    connection: asyncpg.Connection[Any] = await asyncpg.connect(
+        host=way.host, port=way.port, ssl=_for_asyncpg(way.tls), loop=way.loop(), **arguments
+    )
+    return connection
+
+
+def _for_asyncpg(tls: Security) -> ssl.SSLContext | Literal[False, "prefer"]:
     """Return what asyncpg's `ssl` has to be for a connection as `tls` says: a context means that it must be."""
     if tls.context is None:
         return False

@@ -55,6 +55,9 @@ _MAX_SAMPLES = 600
 _HURRY = 0.2
 """Seconds between rounds while there is no primary: writes wait for what they find."""
 
+_HURRY_FAR = 1.0
+"""The same where opening a connection is a request that somebody on the way counts: Cloudflare limits their rate."""
+
 _LEAST_PAUSE = 0.05
 """Seconds between rounds at least, however many alarms come."""
 
@@ -87,6 +90,8 @@ class _Probe:
         self.since = since
         # How many failures its silence has counted as.
         self.counted = 0
+        # It has a connection, and was sent.
+        self.asked = False
 
 
 class Health:
@@ -112,6 +117,8 @@ class Health:
         self._samples: deque[tuple[float, int]] = deque(maxlen=_MAX_SAMPLES)
         self._sampled: Host | None = None
         self._under_way: dict[str, _Probe] = {}
+        # When each host was asked last.
+        self._asked_at: dict[str, float] = {}
         # What each standby answered last.
         self._answers: dict[str, _Answer] = {}
         self._alarmed = asyncio.Event()
@@ -149,12 +156,16 @@ class Health:
             except TimeoutError:
                 pass
 
-    async def probe(self) -> None:
-        """Probe all hosts once, the primary's position before the replicas'; waits for no host for long."""
+    async def probe(self, patience: float = 0.0) -> None:
+        """Probe all hosts once, the primary's position before the replicas'; waits for no host for long.
+
+        With `patience` it waits that many seconds, if it takes them: at the start nobody is kept waiting.
+        """
         first = self._cluster.primary
         if first is not None:
             await self._ask_all([first], _FIRST_PATIENCE)
-        await self._ask_all([host for host in self._cluster.hosts if host is not first], self._patience)
+        others = [host for host in self._cluster.hosts if host is not first]
+        await self._ask_all(others, max(self._patience, patience))
         self._cluster.roles_changed()
         for answer in self._answers.values():
             self._note_replica(answer)
@@ -183,7 +194,8 @@ class Health:
         hurry = self._cluster.primary is None
         for host in hosts:
             probe = self._under_way.get(host.name)
-            if probe is None and host.breaker.allows(now, hurry and not host.is_unfit):
+            if probe is None and host.breaker.allows(now, hurry and self._may_hurry(host, now)):
+                self._asked_at[host.name] = now
                 task = spawn(self._ask(host), f"probe {host.name}")
                 self._under_way[host.name] = _Probe(task, now)
         waiting = [self._under_way[host.name].task for host in hosts if host.name in self._under_way]
@@ -191,6 +203,11 @@ class Health:
             await asyncio.wait(waiting, timeout=patience)
         for host in hosts:
             self._note_silence(host)
+
+    def _may_hurry(self, host: Host, now: float) -> bool:
+        """Tell whether the host may be asked before its breaker would have it."""
+        pause = _HURRY_FAR if self._controls[host.name].way.slow_to_open else 0.0
+        return not host.is_unfit and now - self._asked_at.get(host.name, -pause) >= pause
 
     def _note_silence(self, host: Host) -> None:
         """Count the silence of a host whose answer has not come: as one failure for each `patience` of it."""
@@ -203,7 +220,7 @@ class Health:
             for _ in range(due - probe.counted):
                 host.failed(f"no answer for {now - probe.since:.1f} s", now, silent=True)
             probe.counted = due
-            if not host.up:
+            if not host.up and (probe.asked or not self._controls[host.name].way.slow_to_open):
                 # What comes of it would be old; and where it is asked next, it is on a connection of its own.
                 probe.task.cancel()
 
@@ -222,6 +239,7 @@ class Health:
         try:
             async with control.connection() as connection:
                 asked_at = time.monotonic()
+                self._under_way[host.name].asked = True
                 row = await connection.fetchrow(_PROBE)
                 answered_at = time.monotonic()
                 unfit = await self._vet(host.name, connection) if self._vet and not host.up else ""

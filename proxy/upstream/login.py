@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from typing import cast
 
 from proxy.errors import ClientError, HostUnavailable, ProtocolViolation, UpstreamUnavailable
-from proxy.transport import tcp, tls
-from proxy.transport.asking import ask_for_tls
-from proxy.transport.tls import ServerTls, peer_end_point
+from proxy.transport.tls import explain, peer_end_point
+from proxy.transport.way import Way
 from proxy.upstream.server import HIGH_WATER, Server
 from proxy.wire.codes import (
     AUTH_CLEARTEXT,
@@ -66,19 +65,17 @@ def is_passing(sqlstate: str) -> bool:
 class Login:
     """Where to log in and as whom; `read_only` opens connections that cannot write."""
 
-    host: str
-    port: int
+    way: Way
     database: str
     user: str
     password: str
     read_only: bool
     connect_timeout: float
-    tls: ServerTls
 
     @property
     def address(self) -> str:
         """Return host and port as people write them."""
-        return f"{self.host}:{self.port}"
+        return self.way.address
 
 
 async def connect(login: Login, closed: Callable[[Server], None]) -> Server:
@@ -89,7 +86,7 @@ async def connect(login: Login, closed: Callable[[Server], None]) -> Server:
     """
     try:
         async with asyncio.timeout(login.connect_timeout or None):
-            protocol = await _transport(login)
+            protocol = await login.way.open(lambda sock: _LoginProtocol(login, sock))
             try:
                 return await protocol.finish(closed)
             except BaseException:
@@ -98,31 +95,7 @@ async def connect(login: Login, closed: Callable[[Server], None]) -> Server:
     except TimeoutError:
         raise _unavailable(login, f"no answer within {login.connect_timeout:g} s") from None
     except OSError as error:
-        raise _unavailable(login, tls.explain(error)) from None
-
-
-async def _transport(login: Login) -> _LoginProtocol:
-    """Connect, with TLS where the host's settings say so and the server agrees."""
-    loop = asyncio.get_running_loop()
-    sock = await tcp.connect(login.host, login.port)
-    try:
-        context = await ask_for_tls(sock, login.tls)
-        if sock.family == socket.AF_UNIX:
-            _, protocol = await loop.create_unix_connection(lambda: _LoginProtocol(login, sock), sock=sock)
-        elif context is None:
-            _, protocol = await loop.create_connection(lambda: _LoginProtocol(login, sock), sock=sock)
-        else:
-            _, protocol = await loop.create_connection(
-                lambda: _LoginProtocol(login, None),
-                sock=sock,
-                ssl=context,
-                server_hostname=login.host,
-                ssl_shutdown_timeout=tls.SHUTDOWN_TIMEOUT,
-            )
-    except BaseException:
-        sock.close()
-        raise
-    return protocol
+        raise _unavailable(login, explain(error)) from None
 
 
 def _unavailable(login: Login, reason: str, may_pass: bool = True) -> UpstreamUnavailable:
@@ -161,7 +134,7 @@ class _LoginProtocol(asyncio.Protocol):
             closed,
             time.monotonic(),
             self._sock,
-            self._login.tls,
+            self._login.way,
         )
         # From here on the bytes are the server's; no await stands between ReadyForQuery and this line but the
         # one above, during which PostgreSQL sends nothing unasked but notices.

@@ -42,7 +42,7 @@ class Names:
         """
         now = time.monotonic()
         due = self._looked_up.get(host.name, -LOOK_UP_AFTER) + LOOK_UP_AFTER
-        if now < due or not _is_name(host.address):
+        if now < due or not control.way.follows_names or not _is_name(host.address):
             return
         self._looked_up[host.name] = now
         try:

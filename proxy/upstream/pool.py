@@ -27,6 +27,9 @@ NAT forget connections without a word, and a write that is sent on such a one ca
 TEST_TIMEOUT: Final = 2.0
 """Seconds that this test may take: an empty query's round trip, over a slow tunnel too."""
 
+SPREAD: Final = 0.2
+"""Jitter of lifetimes, as a part of them, where nothing else is wanted."""
+
 _NOW: Final = 1e-9
 """A time to retire at that has always come."""
 
@@ -44,6 +47,7 @@ class PoolLimits:
         max_lifetime: float,
         max_uses: i64,
         strict: bool,
+        spread: float = SPREAD,
     ) -> None:
         self.minimum: i64 = minimum
         self.maximum: i64 = maximum
@@ -53,6 +57,8 @@ class PoolLimits:
         self.max_uses: i64 = max_uses
         # isolation: strict, i.e. a connection never serves two users
         self.strict = strict
+        # Which part of max_lifetime is left to chance.
+        self.spread = spread
 
 
 @final
@@ -231,7 +237,7 @@ class Pool:
         self.failing = False
         if self.limits.max_lifetime > 0.0:
             # Jitter, so that connections opened together do not end together.
-            server.retire_at = now + self.limits.max_lifetime * (0.8 + 0.2 * random.random())
+            server.retire_at = now + self.limits.max_lifetime * (1.0 - self.limits.spread * random.random())
         self.servers.append(server)
         self.give_back(server, now)
 

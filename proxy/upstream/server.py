@@ -19,8 +19,8 @@ from mypy_extensions import i64, mypyc_attr
 from proxy.errors import ClientError, ProtocolViolation, ServerEnds, UpstreamUnavailable
 from proxy.query.parameters import HIDDEN, Profile
 from proxy.query.prepared import Statement
-from proxy.transport.asking import Security
 from proxy.transport.outlet import Outlet
+from proxy.transport.way import Way
 from proxy.wire.messages import TERMINATE, close_statement, error_fields
 from proxy.wire.replies import CLOSE, SKIP, Peer, Reply, ReplyQueue
 
@@ -114,18 +114,18 @@ class Server:
         closed: Callable[[Server], None],
         now: float,
         sock: socket.socket | None = None,
-        tls: Security | None = None,
+        way: Way | None = None,
     ) -> None:
         # Kept: looking it up in its module costs more than the call.
         self._clock: Final = time.monotonic
         self.transport: asyncio.Transport = transport
         self.outlet = Outlet(transport, sock)
         self.address = address
-        # The IP address that it is connected to, "" for a Unix socket: a name may come to mean another.
+        # The IP address that it is connected to, "" for a Unix socket and a tunnel: a name may come to mean another.
         peer = transport.get_extra_info("peername")
         self.peer: str = peer[0] if isinstance(peer, tuple) else ""
         # How its host is reached, for cancel requests; they are encrypted where it is.
-        self.tls: Security | None = tls
+        self.way: Way | None = way
         self.encrypted = sock is None
         self.pid = pid
         self.secret = secret

@@ -48,6 +48,8 @@ TEXTS = {
         Command("nothing", "COMMIT"),
     ],
     "DISCARD ALL": [Command("nothing", "DISCARD ALL")],
+    "FLUSH CACHE": [Command("flush_cache")],
+    "flush cache app; FLUSH_CACHE": [Command("flush_cache", argument="app"), Command("flush_cache")],
 }
 
 

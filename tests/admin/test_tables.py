@@ -86,7 +86,7 @@ FACTS = Facts(
     ),
     hosts=(HostFacts("app", "a", "192.0.2.5", 5432, "primary", True, "closed", 0.0015, None, 5, 2, 1, ""),),
     keys=(KeyFacts("ctm_alice", "app", "n", "alice", ("a", "b"), "", 0, 86_400.0, "active", 4),),
-    caches=(CacheFacts("app", 1, 2, 3, 4, 5, 6, 7, 8, 9),),
+    caches=(CacheFacts("app", 1, 2, 3, 4, 5, 6, 7, 8, 9, "on", 10, 11, 12, 13, 14, 15, 16, 17, 18),),
     console=Figures(query_count=5, xact_count=5),
     port=6432,
     logging_in=6,
@@ -249,7 +249,7 @@ def test_pins_are_of_those_clients_alone_that_keep_a_connection() -> None:
 
 def test_the_cache_shows_its_counts() -> None:
     (row,) = shown("cache")
-    assert list(row.values()) == ["app", *range(1, 10)]
+    assert list(row.values()) == ["app", *range(1, 10), "on", *range(10, 19)]
 
 
 @pytest.mark.parametrize("subject", sorted(SHOWN.keys() - {"version", "config"}))

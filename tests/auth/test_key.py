@@ -25,6 +25,7 @@ ROW: dict[str, Any] = {
     "rate_limit_per_minute": None,
     "expires_at": None,
     "revoked_at": None,
+    "result_cache": None,
 }
 
 

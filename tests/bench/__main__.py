@@ -12,11 +12,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.bench import report
+from tests.bench import report, roundtrips
 from tests.bench.measure import WORKLOADS, Workload, idle_bytes, run
 from tests.bench.rigs import UNLOGGED, Rig, access_log_rows, rigs
 
 IDLE = "idle"
+ROUND_TRIPS = "roundtrips"
 SCRAPE_INTERVAL = 5.0
 # Seconds of each workload that are not counted: caches fill, PostgreSQL touches its buffers for the first time.
 WARM_UP = 1.0
@@ -26,6 +27,15 @@ def main() -> None:
     """Run what the command line asks for, print the table, write the files."""
     options = _arguments()
     console = Console()
+    if _asks_for(options.only, ROUND_TRIPS):
+        code = roundtrips.run(
+            rounds=5 if options.quick else 15,
+            json_file=_beside(options.json),
+            png=_beside(options.png),
+            console=console,
+        )
+        if options.only and all(name == ROUND_TRIPS for name in options.only):
+            raise SystemExit(code)
     wanted = [name for name in ("direct", "pgbouncer", "pgsluice", UNLOGGED) if name in options.rigs]
     chosen = _chosen(options.only)
     with rigs(wanted) as (running, superuser), tempfile.TemporaryDirectory() as scratch:
@@ -106,10 +116,20 @@ def _asks_for(only: Sequence[str], name: str) -> bool:
 
 
 def _chosen(only: Sequence[str]) -> list[Workload]:
-    known = {IDLE, *(each.name for each in WORKLOADS), *(each.name.partition(":")[0] for each in WORKLOADS)}
+    known = {
+        IDLE,
+        ROUND_TRIPS,
+        *(each.name for each in WORKLOADS),
+        *(each.name.partition(":")[0] for each in WORKLOADS),
+    }
     if unknown := set(only) - known:
         raise SystemExit(f"--only {', '.join(sorted(unknown))}: choose of {', '.join(sorted(known))}")
     return [workload for workload in WORKLOADS if _asks_for(only, workload.name)]
+
+
+def _beside(path: Path | None) -> Path | None:
+    """Return where the round trips go, beside `path`: bench.json, bench-roundtrips.json."""
+    return path.with_name(f"{path.stem}-{ROUND_TRIPS}{path.suffix}") if path is not None else None
 
 
 def _arguments() -> argparse.Namespace:
@@ -118,7 +138,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="rounds of each workload (10)")
     parser.add_argument("--seconds", type=float, help="seconds of each run (2)")
     parser.add_argument(
-        "--only", action="append", default=[], metavar="NAME", help="simple, simple:64, rows, idle…"
+        "--only",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="simple, simple:64, rows, idle, roundtrips…",
     )
     parser.add_argument(
         "--rigs",

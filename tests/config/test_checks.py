@@ -55,6 +55,26 @@ def test_the_defaults_are_sound() -> None:
             "databases.app.hosts[0].service_token",
             "transport: cloudflare",
         ),
+        *(
+            (
+                in_database(hosts=[{"host": host, "transport": "cloudflare"}]),
+                "databases.app.hosts[0].host",
+                "the tunnel's hostname is needed",
+            )
+            for host in ("https://db.example.com", "db.example.com/", "10.0.0.7", "/run/postgresql", "::1")
+        ),
+        *(
+            (
+                in_database(hosts=[{"host": "a.example", "transport": "cloudflare", "service_token": token}]),
+                f"databases.app.hosts[0].service_token.{key}",
+                "letters and digits without blanks",
+            )
+            for token, key in (
+                ({"id": "i", "secret": ""}, "secret"),
+                ({"id": "i", "secret": "a\r\nX: y"}, "secret"),
+                ({"id": "i d", "secret": "s"}, "id"),
+            )
+        ),
         (
             in_database(hosts=[{"tls": {"ca_file": "ca.crt"}}]),
             "databases.app.hosts[0].tls.ca_file",
@@ -105,8 +125,15 @@ def test_finds(tree: dict[str, Any], path: str, message: str) -> None:
         ),
         in_database(hosts=[{"host": "/run/postgresql"}]),
         in_database(
-            hosts=[{"transport": "cloudflare", "service_token": {"id": "i", "secret": "s"}}],
+            hosts=[
+                {
+                    "host": "db.example.com",
+                    "transport": "cloudflare",
+                    "service_token": {"id": "i", "secret": "s"},
+                }
+            ],
         ),
+        in_database(hosts=[{"host": "localhost", "transport": "cloudflare", "tls": {"mode": "verify-full"}}]),
     ],
 )
 def test_has_nothing_against(tree: dict[str, Any]) -> None:
@@ -149,3 +176,16 @@ def test_the_control_login_is_needed_for(
         assert f"needed for {wanted}: " in messages["databases.app.control"]
     else:
         assert messages == {}
+
+
+def test_a_tunnels_port_is_https() -> None:
+    database = Config.model_validate(
+        in_database(
+            hosts=[
+                {"host": "a.example", "transport": "cloudflare"},
+                {"host": "a.example", "transport": "cloudflare", "port": 8443},
+                {"host": "a.example"},
+            ]
+        )
+    ).databases["app"]
+    assert [host.name for host in database.hosts] == ["a.example:443", "a.example:8443", "a.example:5432"]

@@ -101,6 +101,12 @@ DEFAULTS = {
     "databases.app.health.max_lag": 10.0,
     "databases.app.health.failover_wait": 5.0,
     "databases.app.health.failover_attempts": 3,
+    "databases.app.cache.mode": "off",
+    "databases.app.cache.ttl": 30.0,
+    "databases.app.cache.stale_while_revalidate": 0.0,
+    "databases.app.cache.max_ttl": 300.0,
+    "databases.app.cache.max_bytes": 67108864,
+    "databases.app.cache.max_entry": 262144,
     "access_log.sinks": ["table", "stdout"],
     "access_log.statements": "normalized",
     "access_log.slow_query": 1.0,
@@ -136,7 +142,7 @@ def test_every_key_has_a_tested_default() -> None:
         path
         for path in leaves(config())
         if not (".pools." in path and path.rsplit(".", 1)[1] in inherited)
-        and not (".pools." in path and path.endswith("balance"))
+        and not (".pools." in path and path.endswith(("balance", ".cache")))
     }
     assert found | {path for path in DEFAULTS if path.endswith("balance")} == set(DEFAULTS)
 

@@ -14,6 +14,7 @@ from proxy.config.model import HostTls
 from proxy.errors import UpstreamUnavailable
 from proxy.session.session import Session
 from proxy.transport.tls import ServerTls
+from proxy.transport.way import Way
 from proxy.upstream.login import Login, _LoginProtocol
 from proxy.upstream.pool import Pool
 from proxy.upstream.server import CLOSED
@@ -408,7 +409,9 @@ def server_logins(words: list[bytes], cuts: list[int]) -> None:
 
 
 async def _log_in(words: list[bytes], cuts: list[int]) -> None:
-    login = Login("127.0.0.1", 1, "app", "app_rw", "secret", False, 5.0, ServerTls(HostTls(mode="disable")))
+    login = Login(
+        Way("127.0.0.1", 1, ServerTls(HostTls(mode="disable"))), "app", "app_rw", "secret", False, 5.0
+    )
     sock = socket.socket()
     protocol = _LoginProtocol(login, sock)
     sock.close()

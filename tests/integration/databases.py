@@ -13,7 +13,7 @@ import psycopg
 
 from proxy.embedded import Cluster
 
-ALL = [f"core_{number:04d}" for number in (1, 2, 3, 4, 5)]
+ALL = [f"core_{number:04d}" for number in (1, 2, 3, 4, 5, 6)]
 _ROLES = """
 SELECT rolname || ' ' || rolcanlogin || ' ' || coalesce(shobj_description(r.oid, 'pg_authid'), '') || ' '
        || ARRAY(SELECT pg_get_userbyid(m.roleid) FROM pg_auth_members m WHERE m.member = r.oid ORDER BY 1)::text

@@ -16,6 +16,7 @@ from proxy.observe.batches import Batch
 from proxy.observe.record import AccessBuffer, session_part
 from proxy.observe.rows import copy_payload, count
 from proxy.transport.tls import ServerTls
+from proxy.transport.way import Way
 from proxy.upstream.access_table import AccessTable
 from proxy.upstream.control import Control
 from tests.integration.support import DATABASE, Installation
@@ -27,13 +28,11 @@ DAY = 86_400.0
 async def table(installation: Installation) -> AsyncIterator[AccessTable]:
     server = installation.cluster.primary
     control = Control(
-        "127.0.0.1",
-        server.port,
+        Way("127.0.0.1", server.port, ServerTls(HostTls())),
         DATABASE,
         "sluice_control",
         installation.passwords["sluice_control"],
         5.0,
-        ServerTls(HostTls()),
     )
     yield AccessTable(lambda: control)
     await control.close()

@@ -61,7 +61,7 @@ def test_a_migration_is_one_transaction(empty_cluster: Cluster) -> None:
     # The migration, its version and its checksum are the work of one transaction.
     last = "SELECT xmin::text FROM sluice.{}"
     assert values(dsn, last.format("schema_version")) == values(
-        dsn, last.format("schema_checksums WHERE revision = 'core_0005'")
+        dsn, last.format("schema_checksums WHERE revision = 'core_0006'")
     )
     assert rollback(dsn, ALL[1]) == ALL[:1:-1]
     assert applied(dsn) == ALL[:2]
@@ -104,8 +104,8 @@ def test_psql_runs_the_plan(empty_cluster: Cluster, capsys: pytest.CaptureFixtur
 
 def test_psql_stops_the_plan_at_an_error(empty_cluster: Cluster, own_sql: Path) -> None:
     dsn = database(empty_cluster, "app")
-    write_migration(own_sql / "core", "0006_x", "CREATE TABLE sluice.x (); SELECT 1/0 -- without an end")
-    write_migration(own_sql / "core", "0007_y", "CREATE TABLE sluice.y ()")
+    write_migration(own_sql / "core", "0007_x", "CREATE TABLE sluice.x (); SELECT 1/0 -- without an end")
+    write_migration(own_sql / "core", "0008_y", "CREATE TABLE sluice.y ()")
     ran = psql(empty_cluster, dsn, migrate.plan(dsn, directories=[own_sql]))
     assert ran.returncode == 3 and "division by zero" in ran.stderr
     assert applied(dsn, own_sql) == ALL
@@ -113,22 +113,22 @@ def test_psql_stops_the_plan_at_an_error(empty_cluster: Cluster, own_sql: Path) 
 
 
 WRONG = {
-    "CREATE TABLE sluice.a ();\n\n-- …\nCREATE TABL sluice.b ();": r"core/0006_x\.sql:4: syntax error",
+    "CREATE TABLE sluice.a ();\n\n-- …\nCREATE TABL sluice.b ();": r"core/0007_x\.sql:4: syntax error",
     "CREATE TABLE sluice.a ();\nSELECT 'é',\n nowhere;": (
-        r'core/0006_x\.sql:3: column "nowhere" does not exist \(statement 2 of 2, column 2\)'
+        r'core/0007_x\.sql:3: column "nowhere" does not exist \(statement 2 of 2, column 2\)'
     ),
     "CREATE TABLE sluice.a ();\nDO $$\nBEGIN RAISE 'no' USING HINT = 'do';\nEND $$;": (
-        r"(?s)core/0006_x\.sql:2: no \(statement 2 of 2\)\nHINT: do\nCONTEXT: PL/pgSQL"
+        r"(?s)core/0007_x\.sql:2: no \(statement 2 of 2\)\nHINT: do\nCONTEXT: PL/pgSQL"
     ),
-    "CREATE TABLE sluice.a ();\n\n\nSELECT 1/0;": r"core/0006_x\.sql:4: division by zero",
-    "CREATE TABLE sluice.a ();\nCOMMIT;\nSELECT 1;": r"core/0006_x\.sql:2: a migration is one transaction",
+    "CREATE TABLE sluice.a ();\n\n\nSELECT 1/0;": r"core/0007_x\.sql:4: division by zero",
+    "CREATE TABLE sluice.a ();\nCOMMIT;\nSELECT 1;": r"core/0007_x\.sql:2: a migration is one transaction",
     "CREATE TABLE sluice.a ();\nCREATE INDEX CONCURRENTLY ON sluice.api_keys (name);": (
-        r"core/0006_x\.sql:2: CREATE INDEX CONCURRENTLY cannot run inside a transaction block"
+        r"core/0007_x\.sql:2: CREATE INDEX CONCURRENTLY cannot run inside a transaction block"
     ),
     "CREATE TABLE sluice.a (i int UNIQUE DEFERRABLE INITIALLY DEFERRED);\nINSERT INTO sluice.a VALUES (1), (1);\n": (
-        r"core/0006_x\.sql:2: duplicate key .* \(constraints at its end\)"
+        r"core/0007_x\.sql:2: duplicate key .* \(constraints at its end\)"
     ),
-    "CREATE TABLE sluice.a ();\nCOPY sluice.a FROM STDIN;": r"core/0006_x\.sql:2: a migration has nothing to COPY",
+    "CREATE TABLE sluice.a ();\nCOPY sluice.a FROM STDIN;": r"core/0007_x\.sql:2: a migration has nothing to COPY",
 }
 
 
@@ -137,29 +137,29 @@ def test_a_wrong_migration_leaves_nothing_and_names_its_line(empty_cluster: Clus
     up(dsn, at=own_sql)
     before = dump(empty_cluster, "app")
     for text, message in WRONG.items():
-        write_migration(own_sql / "core", "0006_x", text)
+        write_migration(own_sql / "core", "0007_x", text)
         with pytest.raises(MigrationError, match=message) as raised:
             up(dsn, at=own_sql)
-        assert raised.value.file == own_sql / "core" / "0006_x.sql"
+        assert raised.value.file == own_sql / "core" / "0007_x.sql"
         assert dump(empty_cluster, "app") == before
-    write_migration(own_sql / "core", "0006_x", "CREATE TABLE sluice.a (percent text DEFAULT '%s%%');")
-    assert up(dsn, at=own_sql) == ["core_0006"]
+    write_migration(own_sql / "core", "0007_x", "CREATE TABLE sluice.a (percent text DEFAULT '%s%%');")
+    assert up(dsn, at=own_sql) == ["core_0007"]
     assert values(dsn, "INSERT INTO sluice.a DEFAULT VALUES RETURNING percent") == ["%s%%"]
-    write_migration(own_sql / "core", "0006_x", "", "DROP TABLE sluice.a; SELECT 1/0;")
-    with pytest.raises(MigrationError, match=r"core/0006_x\.rollback\.sql:1: division"):
-        rollback(dsn, "core_0005", own_sql)
+    write_migration(own_sql / "core", "0007_x", "", "DROP TABLE sluice.a; SELECT 1/0;")
+    with pytest.raises(MigrationError, match=r"core/0007_x\.rollback\.sql:1: division"):
+        rollback(dsn, "core_0006", own_sql)
     assert values(dsn, "SELECT count(*) FROM sluice.a") == [1]
 
 
 def test_what_one_migration_sets_is_not_there_for_the_next(empty_cluster: Cluster, own_sql: Path) -> None:
     dsn = database(empty_cluster, "app")
-    write_migration(own_sql / "core", "0006_x", "SET ROLE sluice_owner; SET search_path = sluice;")
+    write_migration(own_sql / "core", "0007_x", "SET ROLE sluice_owner; SET search_path = sluice;")
     write_migration(
         own_sql / "core",
-        "0007_y",
+        "0008_y",
         "CREATE TABLE sluice.y AS SELECT current_user AS who, current_setting('search_path') AS path;",
     )
-    assert up(dsn, at=own_sql)[-1] == "core_0007"
+    assert up(dsn, at=own_sql)[-1] == "core_0008"
     assert values(dsn, "SELECT who || ', ' || path FROM sluice.y") == ["postgres, pg_catalog, pg_temp"]
 
 
@@ -177,14 +177,14 @@ def test_a_branch_brings_what_it_depends_on(empty_cluster: Cluster, own_sql: Pat
     assert up(dsn, "extra", "core", at=own_sql) == []
     assert rollback(dsn, "extra_0001", own_sql) == ["extra_0002"]
     undone = rollback(dsn, "core_0002", own_sql)
-    assert set(undone) == {"extra_0001", "core_0005", "core_0004", "core_0003"}
+    assert set(undone) == {"extra_0001", "core_0006", "core_0005", "core_0004", "core_0003"}
     assert undone.index("extra_0001") < undone.index("core_0003")
     assert up(dsn, "core", "extra", at=own_sql)[-2:] == ["extra_0001", "extra_0002"]
     assert rollback(dsn, "extra@base", own_sql) == ["extra_0002", "extra_0001"]
     assert applied(dsn, own_sql) == ALL
     assert migrate.validate(dsn, directories=[own_sql]) == []
     assert up(dsn, "extra", at=own_sql) == ["extra_0001", "extra_0002"]
-    assert len(rollback(dsn, "base", own_sql)) == 7
+    assert len(rollback(dsn, "base", own_sql)) == 8
     assert values(dsn, "SELECT nspname FROM pg_namespace WHERE nspname = 'sluice'") == []
     with pytest.raises(MigrationError, match="no branch other; there are core, extra"):
         up(dsn, "other", at=own_sql)
@@ -208,20 +208,20 @@ def test_a_directory_of_ones_own_stands_on_the_bundled_sql(
     # Without its directory nothing of it is touched, and nothing below it taken away.
     assert up(dsn) == []
     write_migration(
-        own_sql / "core", "0006_later", "CREATE TABLE sluice.later ();", "DROP TABLE sluice.later;"
+        own_sql / "core", "0007_later", "CREATE TABLE sluice.later ();", "DROP TABLE sluice.later;"
     )
-    assert up(dsn, at=own_sql) == ["core_0006"]
+    assert up(dsn, at=own_sql) == ["core_0007"]
     with pytest.raises(MigrationError, match=r"notes_0001: applied, but .* missing; name its --directory"):
-        rollback(dsn, "core_0005", own_sql)
+        rollback(dsn, "core_0006", own_sql)
     assert migrate.run("validate", dsn, as_json=True) == 1
     assert [each["revision"] for each in printed(capsys)["problems"]] == [
         "notes_0001",
         "notes_0002",
-        "core_0006",
+        "core_0007",
     ]
     assert migrate.validate(dsn, directories=[own_sql, own]) == []
-    undone = migrate.rollback(dsn, "core_0005", directories=[own_sql, own], backup=None, say=quiet)
-    assert undone == ["core_0006"]
+    undone = migrate.rollback(dsn, "core_0006", directories=[own_sql, own], backup=None, say=quiet)
+    assert undone == ["core_0007"]
     undone = migrate.rollback(dsn, "notes@base", directories=[own_sql, own], backup=None, say=quiet)
     assert undone == ["notes_0002", "notes_0001"]
     assert applied(dsn) == ALL
@@ -247,8 +247,8 @@ def test_up_goes_on_with_every_branch_that_was_begun(
 def test_drift_is_found(empty_cluster: Cluster, own_sql: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dsn = database(empty_cluster, "app")
     first, second = migrate.create("Add a column!", "core", directories=[own_sql])
-    assert (first.name, second.name) == ("0006_add_a_column.sql", "0006_add_a_column.rollback.sql")
-    assert [each.applied_at for each in migrate.status(dsn, directories=[own_sql])] == [None] * 6
+    assert (first.name, second.name) == ("0007_add_a_column.sql", "0007_add_a_column.rollback.sql")
+    assert [each.applied_at for each in migrate.status(dsn, directories=[own_sql])] == [None] * 7
     up(dsn, at=own_sql)
     assert migrate.validate(dsn, directories=[own_sql]) == []
     changed = own_sql / "core" / "0002_identity.sql"
@@ -264,10 +264,10 @@ def test_drift_is_found(empty_cluster: Cluster, own_sql: Path, capsys: pytest.Ca
     told = {
         "core_0002": "changed since it was applied",
         "core_0003": "its file was called 0003_api_keys.sql when it was applied",
-        "core_0006": "applied, but its file is missing",
+        "core_0007": "applied, but its file is missing",
     }
     assert found() == told
-    with pytest.raises(MigrationError, match="core_0006: applied, but its file is missing"):
+    with pytest.raises(MigrationError, match="core_0007: applied, but its file is missing"):
         up(dsn, at=own_sql)
     for refused in ("core_0009", "nothing", "core", "core_00", "core@core_0002"):
         with pytest.raises(MigrationError, match=f"{refused} isn't applied"):
@@ -277,45 +277,45 @@ def test_drift_is_found(empty_cluster: Cluster, own_sql: Path, capsys: pytest.Ca
     answer = printed(capsys)
     assert answer["ok"] is False
     assert [(each["revision"], each["problem"]) for each in answer["problems"]] == [
-        ("core_0006", "applied, but its file is missing")
+        ("core_0007", "applied, but its file is missing")
     ]
     assert migrate.run("validate", dsn) == 1
-    assert capsys.readouterr().out == "core_0006: applied, but its file is missing\n"
+    assert capsys.readouterr().out == "core_0007: applied, but its file is missing\n"
     assert migrate.run("status", dsn) == 0
-    assert capsys.readouterr().out.count("core_000") == 6
+    assert capsys.readouterr().out.count("core_000") == 7
     assert migrate.run("status", dsn, as_json=True) == 0
     assert printed(capsys)[0]["revision"] == "core_0001"
-    with pytest.raises(MigrationError, match="core_0006"):
+    with pytest.raises(MigrationError, match="core_0007"):
         migrate.run("rollback", dsn, version="core_0003", dry_run=True)
 
 
 def sql_with_sixth(directory: Path) -> Path:
-    write_migration(directory / "core", "0006_add_a_column", "SELECT 1;")
+    write_migration(directory / "core", "0007_add_a_column", "SELECT 1;")
     return directory
 
 
 def test_a_wrong_order_is_found(empty_cluster: Cluster, own_sql: Path) -> None:
     dsn = database(empty_cluster, "app")
-    write_migration(own_sql / "core", "0007_late", "SELECT 1;")
-    assert up(dsn, at=own_sql) == [*ALL, "core_0007"]
-    write_migration(own_sql / "core", "0006_between", "SELECT 1;")
+    write_migration(own_sql / "core", "0008_late", "SELECT 1;")
+    assert up(dsn, at=own_sql) == [*ALL, "core_0008"]
+    write_migration(own_sql / "core", "0007_between", "SELECT 1;")
 
     def found() -> dict[str, str]:
         return {each.revision: each.problem for each in migrate.validate(dsn, directories=[own_sql])}
 
-    assert found() == {"core_0007": "applied without core_0006, which comes before it"}
-    with pytest.raises(MigrationError, match="core_0007: applied without core_0006"):
+    assert found() == {"core_0008": "applied without core_0007, which comes before it"}
+    with pytest.raises(MigrationError, match="core_0008: applied without core_0007"):
         up(dsn, at=own_sql)
-    for file in (own_sql / "core").glob("0006_between*"):
+    for file in (own_sql / "core").glob("0007_between*"):
         file.unlink()
     assert found() == {}
-    swap = "UPDATE sluice.schema_checksums SET applied_at = applied_at + {} WHERE revision = 'core_0005'"
+    swap = "UPDATE sluice.schema_checksums SET applied_at = applied_at + {} WHERE revision = 'core_0006'"
     execute(dsn, swap.format("interval '1 day'"))
-    assert found() == {"core_0007": "applied before core_0005, which it needs"}
+    assert found() == {"core_0008": "applied before core_0006, which it needs"}
     execute(
         dsn, swap.format("interval '-1 day'"), "UPDATE sluice.schema_version SET version_num = 'core_0002'"
     )
-    assert set(found()) == {"core_0002", "core_0007"}
+    assert set(found()) == {"core_0002", "core_0008"}
     assert set(found().values()) == {"not what sluice.schema_version says"}
 
 
@@ -389,6 +389,7 @@ def test_a_terminal_is_shown_which_statement_runs(empty_cluster: Cluster, tmp_pa
         "core_0003 api_keys",
         "core_0004 access_log",
         "core_0005 read_access_log",
+        "core_0006 result_cache",
     ]
     assert "\x1b" not in said
 
@@ -432,7 +433,7 @@ def test_an_owner_who_may_create_roles_can_migrate(empty_cluster: Cluster) -> No
     assert up(admin) == ALL[2:]
     made = up(dsn, "taskmaster")
     # What nothing depends on goes first.
-    assert rollback(dsn, "base") == [ALL[4], *made[::-1], *ALL[3::-1]]
+    assert rollback(dsn, "base") == [ALL[5], ALL[4], *made[::-1], *ALL[3::-1]]
     assert dump(empty_cluster, "app") == nothing
     # A superuser began it: whoever is a member of its roles may go on.
     assert up(admin) == ALL

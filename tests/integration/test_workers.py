@@ -259,6 +259,26 @@ def test_a_key_s_rate_limit_holds_over_all_workers(
     assert 30 <= done <= 31 + passed / 2
 
 
+def test_a_reload_shares_new_limits_out(
+    installation: Installation, tmp_path: Path, make_key: MakeKey
+) -> None:
+    with dynasty(installation, tmp_path, {"workers": 2}) as line:
+        text = line.config.read_text()
+        wanted = text.replace("max: 10", "max: 13").replace("max: 2", "max: 3")
+        line.config.write_text(wanted.replace("workers: 2", "workers: 3"))
+        os.kill(line.pid, signal.SIGHUP)
+        wait_until(lambda: pool_of(line, "primary")["max"] == 13)
+        wait_until(lambda: line.errors.read_text().count("a restart is needed for: workers") == 2)
+        with console(line, make_key) as asking:
+            assert row(asking, "SHOW CONFIG", "key", "databases.app.pools.primary.max")["value"] == "13"
+            assert row(asking, "SHOW CONFIG", "key", "workers")["value"] == "2"
+            # The second worker would have none.
+            line.config.write_text(text.replace("max: 2", "max: 1"))
+            with pytest.raises(psycopg.Error, match="each of 2 workers"):
+                asking.execute("RELOAD")
+        assert pool_of(line, "primary")["max"] == 13
+
+
 def test_a_worker_that_is_killed_is_replaced_while_the_other_serves(
     installation: Installation, tmp_path: Path, make_key: MakeKey
 ) -> None:

@@ -7,6 +7,7 @@ from proxy.observe.snapshot import (
     HostSnapshot,
     ParseCacheSnapshot,
     PoolSnapshot,
+    ResultCacheSnapshot,
     SinkSnapshot,
     Snapshot,
     SpoolSnapshot,
@@ -52,6 +53,7 @@ def snapshot() -> Snapshot:
         stranded={"app": 2},
         prepared_cache=[CacheSnapshot("app", hits=30, misses=4, entries=3)],
         key_cache=[CacheSnapshot("app", hits=11, misses=2, entries=1)],
+        result_cache=[ResultCacheSnapshot("app", 50, 5, 20, 3, 17, 2, 1, 4, 12, 9000, 67108864)],
         access_log=[SinkSnapshot("table", written=41, dropped=1)],
         spool=SpoolSnapshot(records=1000, bytes=250_000, segments=2, dropped=7),
     )

@@ -107,3 +107,12 @@ def test_a_sink_of_the_access_log_that_fails_is_told() -> None:
 def test_all_of_it_is_json() -> None:
     made = snapshot(replica=AWAY)
     assert json.loads(json.dumps(health(made))) == health(made)
+
+
+def test_a_tunnel_is_told_by_the_hosts_behind_it() -> None:
+    behind = replace(AWAY, host="far", error="no cloudflared is connected", tunnelled=True)
+    assert health(replace(snapshot(), hosts=[MAIN, behind]))["tunnel"] == {
+        "hosts": ["far"],
+        "connected": False,
+        "error": "far: no cloudflared is connected",
+    }

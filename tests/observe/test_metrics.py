@@ -125,6 +125,23 @@ def test_caches(families: dict[str, Metric]) -> None:
     assert values(families["pgsluice_key_cache_entries"], "database") == {("app",): 1}
 
 
+def test_kept_results(families: dict[str, Metric]) -> None:
+    lookups = values(families["pgsluice_result_cache_lookups"], "result")
+    assert lookups == {("hit",): 45, ("stale_hit",): 5, ("miss",): 20}
+    numbers = {
+        "waits": 3,
+        "stores": 17,
+        "refusals": 2,
+        "evictions": 1,
+        "invalidations": 4,
+        "entries": 12,
+        "bytes": 9000,
+    }
+    for name, number in numbers.items():
+        assert values(families[f"pgsluice_result_cache_{name}"], "database") == {("app",): number}, name
+    assert values(families["pgsluice_result_cache_limit_bytes"], "database") == {("app",): 67108864}
+
+
 def test_the_spool(families: dict[str, Metric]) -> None:
     for name, number in (("records", 1000), ("bytes", 250_000), ("segments", 2), ("dropped_records", 7)):
         assert [s.value for s in families[f"pgsluice_access_log_spool_{name}"].samples] == [number], name

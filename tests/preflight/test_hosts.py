@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from proxy.config import Database, Host, HostTls
+from pydantic import SecretStr
+
+from proxy.config import Database, Host, HostTls, ServiceToken
 from proxy.preflight import hosts
 from proxy.preflight.facts import Facts
 from proxy.preflight.finding import ERROR, WARNING, Finding
@@ -108,3 +110,18 @@ def test_the_way_to_a_host() -> None:
     assert of_one(looked("a", encrypted, host="10.0.0.7", tls=HostTls(mode="verify-full"))) == []
     for near in ("localhost", "::1", "/run/postgresql"):
         assert of_one(looked("a", PRIMARY, host=near)) == []
+
+
+def test_the_way_through_a_tunnel() -> None:
+    tunnel: dict[str, Any] = {
+        "host": "localhost",
+        "transport": "cloudflare",
+        "tls": HostTls(mode="verify-full"),
+    }
+    (open_to_all,) = of_one(looked("a", {**PRIMARY, "tls": "TLSv1.3"}, **tunnel))
+    assert open_to_all.severity == WARNING and "there is no service_token" in open_to_all.what
+    token = ServiceToken(id="i", secret=SecretStr("s"))
+    assert of_one(looked("a", {**PRIMARY, "tls": "TLSv1.3"}, service_token=token, **tunnel)) == []
+    # Cloudflare stands between, however near the name looks.
+    (clear,) = of_one(looked("a", PRIMARY, service_token=token, **tunnel))
+    assert "in clear" in clear.what

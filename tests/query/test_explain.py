@@ -43,6 +43,15 @@ def test_the_rest_is_told_only_where_there_is_something_to_tell() -> None:
     assert (line["needs"], line["unclean"], line["begins"]) == ("admin", "DO", "read write")
 
 
+def test_whether_its_result_may_be_kept() -> None:
+    assert [line.get("cacheable") for line in lines("TABLE t; SELECT 1; DELETE FROM t", each=True)] == [
+        True,
+        None,
+        None,
+    ]
+    assert "cacheable" not in lines("TABLE t /* sluice: cache=off */")[0]
+
+
 @pytest.mark.parametrize(
     ("sql", "reason", "hint"),
     [

@@ -493,6 +493,8 @@ class Backend:
         matched = re.match(r"SELECT (\d+) TIMES '(.)'", sql)
         if matched:
             return [matched[2] * 1000] * int(matched[1])
+        if sql.startswith("SELECT owner FROM "):
+            return [self.owner]
         return [sql.removeprefix("SELECT ")]
 
     def _column(self, setting: str, origin: str, view: str) -> str:

@@ -12,6 +12,8 @@ import pytest
 
 from proxy.session.cancel import cancel_held, cancel_server, cancel_session
 from proxy.session.sessions import Sessions
+from proxy.transport.asking import Security
+from proxy.transport.way import Way
 from proxy.upstream.server import IDLE, LENT
 from tests.session.fakes import Client, World
 from tests.session.frontend import error, kinds, query
@@ -59,7 +61,10 @@ class Rig:
         client = self.client()
         client.ask(query("SELECT 0"))
         client.send(query("SELECT 1"))
-        self.world.backends[0].server.address = address
+        server = self.world.backends[0].server
+        host, _, port = address.rpartition(":")
+        server.address = address
+        server.way = Way(host, int(port), Security("disable", None))
         return client
 
     async def cancel(self, client: Client) -> bool:

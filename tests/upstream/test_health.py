@@ -11,6 +11,8 @@ from typing import Any, cast
 import pytest
 
 from proxy.errors import UpstreamUnavailable
+from proxy.transport.asking import Security
+from proxy.transport.way import Way
 from proxy.upstream.breaker import Breaker
 from proxy.upstream.cluster import ROUND_ROBIN, Cluster, Host
 from proxy.upstream.control import Control
@@ -32,6 +34,7 @@ class FakeHost:
         self.down = False
         self.asked = 0
         self.system = 77
+        self.way = Way("one", 5432, Security("disable", None))
         # Called before each answer.
         self.before: Callable[[], Awaitable[None]] | None = None
 
@@ -248,6 +251,32 @@ async def test_silence_counts_as_a_failure_each_second_and_opens_the_breaker(rig
     assert ups[0] and not ups[-1]
     assert "no answer for" in rig.hosts["one"].last_error
     assert rig.cluster.primary is None and rig.cluster.replicas == [rig.hosts["two"]]
+
+
+async def test_a_tunnel_that_leads_nowhere_is_not_asked_for_in_a_hurry(rig: Rig) -> None:
+    for fake in rig.fakes.values():
+        fake.down = True
+    rig.fakes["one"].way.slow_to_open = True
+    for _ in range(20):
+        await rig.probe(0.2)
+    one, two = rig.fakes["one"].asked, rig.fakes["two"].asked
+    assert two == 20, "nobody else could serve"
+    assert one <= 7, "a few until the breaker opens, then one a second"
+
+
+@pytest.mark.parametrize("slow", [True, False])
+async def test_a_way_that_is_slow_to_open_gets_the_time_that_it_needs(rig: Rig, slow: bool) -> None:
+    # Eight round trips of 0.3 s, where an answer is waited for no longer than one second.
+    one = rig.fakes["one"]
+    one.way.slow_to_open = slow
+    silence = Silence(rig, "one")
+    await rig.health.probe()
+    await rig.health.probe()
+    assert not rig.hosts["one"].up
+    silence.over.set()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert rig.hosts["one"].up == slow
 
 
 async def test_connections_to_a_host_that_fell_silent_are_given_up_and_others_are_not(rig: Rig) -> None:

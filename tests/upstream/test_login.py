@@ -15,6 +15,7 @@ import pytest
 from proxy.config import HostTls
 from proxy.errors import UpstreamUnavailable
 from proxy.transport.tls import ServerTls
+from proxy.transport.way import Way
 from proxy.upstream.login import Login, connect
 from proxy.upstream.server import Server
 from proxy.wire.scram import ServerExchange, Verifier, read_initial_response
@@ -33,7 +34,7 @@ Answer = Callable[[bytes], bytes]
 
 
 def login(port: int, timeout: float = 5.0, read_only: bool = False) -> Login:
-    return Login("127.0.0.1", port, "app", "app rw", PASSWORD, read_only, timeout, NO_TLS)
+    return Login(Way("127.0.0.1", port, NO_TLS), "app", "app rw", PASSWORD, read_only, timeout)
 
 
 class Script(asyncio.Protocol):

@@ -17,6 +17,7 @@ from proxy.config import HostTls
 from proxy.errors import ClientError, UpstreamUnavailable
 from proxy.session.cancel import cancel_server
 from proxy.transport.tls import ServerTls, end_point
+from proxy.transport.way import Way
 from proxy.upstream.login import Login, connect
 from proxy.wire.scram import ServerExchange, Verifier, read_initial_response
 from tests.certificates import Authority, Pair, self_signed_ed25519
@@ -102,7 +103,7 @@ async def serving(postgres: Postgres) -> AsyncIterator[int]:
 async def enter(postgres: Postgres, tls: HostTls, host: str = "127.0.0.1") -> bool:
     """Log in, and return whether the connection is encrypted; with a cancel request behind."""
     async with serving(postgres) as port:
-        login = Login(host, port, "app", "app_rw", PASSWORD, False, 5.0, ServerTls(tls))
+        login = Login(Way(host, port, ServerTls(tls)), "app", "app_rw", PASSWORD, False, 5.0)
         server = await connect(login, lambda _: None)
         await cancel_server(server)
         server.transport.abort()

@@ -10,6 +10,8 @@ from typing import Any, cast
 
 import pytest
 
+from proxy.transport.asking import Security
+from proxy.transport.way import Way
 from proxy.upstream.cluster import Host
 from proxy.upstream.control import Control
 from proxy.upstream.names import Names
@@ -20,7 +22,9 @@ from tests.session.fakes import limits
 
 
 class FakeControl:
-    def __init__(self) -> None:
+    def __init__(self, follows_names: bool = True) -> None:
+        self.way = Way("db.example.com", 5432, Security("disable", None))
+        self.way.follows_names = follows_names
         self.forgotten = 0
 
     def forget(self) -> None:
@@ -130,5 +134,12 @@ async def test_addresses_that_take_turns_are_left_alone(rig: Rig, caplog: pytest
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1", "/run/postgresql"])
 async def test_what_is_no_name_is_not_looked_up(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     rig = Rig(monkeypatch, address)
+    await rig.follow()
+    assert rig.asked == 0
+
+
+async def test_a_tunnels_name_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch)
+    rig.control = FakeControl(follows_names=False)
     await rig.follow()
     assert rig.asked == 0
