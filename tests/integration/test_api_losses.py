@@ -202,3 +202,15 @@ def test_what_is_told_and_logged_holds_no_secret(api: Api, installation: Install
     for secret in (key[20:], "hush-hush-value", "findable-text", *installation.passwords.values()):
         assert secret not in written
     assert TASKS in written
+
+
+def test_with_several_workers_the_first_answers(start_api: StartApi) -> None:
+    api = start_api({"workers": 2})
+    with api.client(api.key("admin", "read:tasks", "write:tasks", rate=50)) as client:
+        made = client.post("/tasks", json={"title": "x"}, headers={"idempotency-key": str(uuid4())})
+        assert client.get(f"/tasks/{made.json()['id']}").json() == made.json()
+        late = client.post("/query", json={"sql": "SELECT pg_sleep(30)", "timeout_ms": 200})
+        assert code(late) == (504, "QUERY_TIMEOUT")
+        answers = [client.get("/tasks") for _ in range(50)]
+    assert {answer.status_code for answer in answers} == {200, 429}
+    assert int(answers[-1].headers["retry-after"]) >= 1
