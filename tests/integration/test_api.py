@@ -632,7 +632,7 @@ def test_a_wrong_query_string_is_refused(alice: httpx.Client, query: str) -> Non
     assert code(alice.get(f"/tasks?{query}")) == (422, "VALIDATION_ERROR")
 
 
-@pytest.mark.parametrize("id", ["1", "x", "%00", "..", str(uuid4()).replace("-", ""), "' OR 1=1"])
+@pytest.mark.parametrize("id", ["1", "x", "%00", "..", "0f8fad5bd9cb469fa165708667728950", "' OR 1=1"])
 def test_what_is_no_id_is_not_there(alice: httpx.Client, id: str) -> None:
     assert code(alice.get(f"/tasks/{id}"))[0] == 404
 
