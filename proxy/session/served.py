@@ -239,7 +239,6 @@ class Served:
         self._maintain(now)
         if changes.hosts_added or changes.hosts_removed or changes.control:
             self.health.alarm()
-            self._start_listening()
             self._primary_changed()
 
     def _exchange_hosts(self, ready: Ready) -> list[Pool]:
@@ -332,7 +331,12 @@ class Served:
         self._hearing = spawn(self._hear_writes(), f"{self.name}: writes elsewhere")
 
     def _primary_changed(self) -> None:
-        """Drop every result: what the last primary took may be lost, and another one tells of writes."""
+        """Listen to this primary: the last one may live on, and tell nothing of what happens here.
+
+        Every result is dropped, as what the last primary took may be lost.
+        """
+        if self._listener is not None:
+            self._start_listening()
         self._keeping.flush()
         if self._hearing is not None:
             self._start_hearing()
