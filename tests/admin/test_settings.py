@@ -56,6 +56,8 @@ def test_what_needs_a_restart_is_told() -> None:
         "listen.unix_socket_dir",
         "http.host",
         "http.port",
+        "http.api",
+        "http.cors_origins",
         "auth.keys",
         "auth.keys_file",
         "auth.rate_limit_store",

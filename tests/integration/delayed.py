@@ -16,7 +16,7 @@ class Delayed:
         self.port = 0
         self._target = target
         self._delay = round_trip / 2
-        self._writers: set[asyncio.StreamWriter] = set()
+        self._serving: set[asyncio.Task[None]] = set()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), daemon=True)
         self._thread.start()
@@ -35,19 +35,27 @@ class Delayed:
         self._ready.set()
         await self._closing.wait()
         server.close()
-        for writer in list(self._writers):
-            writer.transport.abort()
-        await asyncio.sleep(0.05)
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*list(self._serving), return_exceptions=True)
+        # Transports that were aborted close their sockets in a turn of the loop to come.
+        await asyncio.sleep(0.01)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection(_HOST, self._target)
-        both = {writer, back}
-        self._writers |= both
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        ends = [writer]
         try:
+            there, back = await asyncio.open_connection(_HOST, self._target)
+            ends.append(back)
             await asyncio.gather(self._carry(reader, back), self._carry(there, writer))
+        except OSError:
+            # PostgreSQL is gone: so is the way to it.
+            return
         finally:
-            self._writers -= both
-            for each in both:
+            self._serving.discard(task)
+            for each in ends:
                 each.transport.abort()
 
     async def _carry(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:

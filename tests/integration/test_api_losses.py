@@ -53,6 +53,7 @@ def code(answer: httpx.Response) -> tuple[int, str]:
     return answer.status_code, answer.json()["error"]["code"]
 
 
+@pytest.mark.long
 def test_a_lost_database_is_told_in_a_word(
     start_api: StartApi, relay: Relay, installation: Installation
 ) -> None:
@@ -100,6 +101,7 @@ def test_a_lost_database_is_told_in_a_word(
         wait_until(lambda: client.get("/tasks").status_code == 200, message="it is there again")
 
 
+@pytest.mark.long
 def test_a_server_that_dies_in_the_middle_of_an_answer_is_told(api: Api) -> None:
     key = api.key("admin", user="middle@example.com")
     sql = "SELECT n, repeat('x', 100000), CASE WHEN n > 3 THEN pg_sleep(30) END FROM generate_series(1, 9) n"
@@ -164,6 +166,7 @@ def test_pages_that_are_named_may_ask(start_api: StartApi) -> None:
         assert "access-control-allow-origin" not in refused.headers
 
 
+@pytest.mark.long
 def test_requests_beyond_the_limit_are_told_to_come_again(api: Api) -> None:
     key = api.key("admin", user="crowd@example.com")
 
@@ -204,6 +207,7 @@ def test_what_is_told_and_logged_holds_no_secret(api: Api, installation: Install
     assert TASKS in written
 
 
+@pytest.mark.long
 def test_with_several_workers_the_first_answers(start_api: StartApi) -> None:
     api = start_api({"workers": 2})
     with api.client(api.key("admin", "read:tasks", "write:tasks", rate=50)) as client:

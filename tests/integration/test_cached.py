@@ -104,6 +104,7 @@ def test_a_write_through_the_proxy_is_seen_at_once(kept: Login, make_table: Make
         assert reader.execute(f"SELECT count(*) FROM {table}").fetchone() == (2,)
 
 
+@pytest.mark.long
 def test_a_write_elsewhere_is_heard_of(
     installation: Installation, keeping: Proxy, kept: Login, make_table: MakeTable
 ) -> None:
@@ -131,6 +132,7 @@ def test_a_write_elsewhere_is_heard_of(
         installation.execute(f"DROP VIEW public.{view}")
 
 
+@pytest.mark.long
 def test_without_a_word_of_it_nothing_holds_once_the_listener_is_lost(
     installation: Installation, kept: Login, make_table: MakeTable
 ) -> None:
@@ -209,6 +211,7 @@ def test_the_console_shows_and_drops_them(keeping: Proxy, make_key: MakeKey, mak
         assert (shown["result_entries"], shown["result_bytes"]) == (0, 0)
 
 
+@pytest.mark.long
 def test_a_reload_turns_it_off_and_on(
     installation: Installation, start_proxy: Callable[..., Proxy], make_key: MakeKey, make_table: MakeTable
 ) -> None:
@@ -259,6 +262,7 @@ def test_each_is_in_the_access_log(
     assert found[1]["reason"] == "kept result"
 
 
+@pytest.mark.long
 def test_a_long_way_is_not_gone_twice(
     installation: Installation, start_proxy: Callable[..., Proxy], make_key: MakeKey, make_table: MakeTable
 ) -> None:
@@ -318,6 +322,7 @@ async def test_many_users_against_a_model(
     assert outcome.metrics['invalidations_total{database="app"}'] > 0
 
 
+@pytest.mark.long
 async def test_with_a_replica_too_nothing_is_older_than_its_time_or_the_own_write(
     notes: Installation, start_proxy: Callable[..., Proxy]
 ) -> None:

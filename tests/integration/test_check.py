@@ -506,6 +506,7 @@ def test_serve_refuses_to_start_where_a_pool_could_pass(checked: Checked, tmp_pa
     )
 
 
+@pytest.mark.long
 def test_a_server_that_comes_up_later_is_looked_at_first(checked: Checked, tmp_path: Path) -> None:
     installation = checked.installation
     server = installation.cluster.primary

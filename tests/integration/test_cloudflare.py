@@ -183,6 +183,7 @@ def test_the_logins_bind_to_the_certificate_inside(
     between.close()
 
 
+@pytest.mark.long
 def test_a_certificate_for_another_name_inside_is_not_accepted(
     rig: Rig, edge: RunningEdge, start: Start
 ) -> None:
@@ -194,6 +195,7 @@ def test_a_certificate_for_another_name_inside_is_not_accepted(
         rig.present(rig.authority.issue("postgres", "localhost"))
 
 
+@pytest.mark.long
 def test_what_a_reset_tells_whom(rig: Rig, edge: RunningEdge, start: Start) -> None:
     proxy = start(host(rig, edge.port))
     one = login(rig, proxy)
@@ -234,6 +236,7 @@ def _waiting(rig: Rig) -> int:
         return _number(connection, f"SELECT count(*) FROM pg_stat_activity WHERE {waiting}")
 
 
+@pytest.mark.long
 def test_resets_at_random_under_work(rig: Rig, pair: Pair, start: Start) -> None:
     edge = RunningEdge(rig.cluster.primary.port, pair, token=TOKEN, reset_within=2.0)
     proxy = start(host(rig, edge.port))
@@ -258,6 +261,7 @@ def test_resets_at_random_under_work(rig: Rig, pair: Pair, start: Start) -> None
     assert edge.seen.violations == []
 
 
+@pytest.mark.long
 def test_silence_is_found_out_and_the_way_back_too(rig: Rig, edge: RunningEdge, start: Start) -> None:
     proxy = start(host(rig, edge.port), database={"health": {"failover_wait": "500ms"}})
     with login(rig, proxy).connect() as client:
@@ -273,6 +277,7 @@ def test_silence_is_found_out_and_the_way_back_too(rig: Rig, edge: RunningEdge, 
         assert client.execute("SELECT 1").fetchone() == (1,)
 
 
+@pytest.mark.long
 def test_a_token_is_exchanged_by_a_reload(rig: Rig, edge: RunningEdge, start: Start) -> None:
     proxy = start(host(rig, edge.port))
     with login(rig, proxy).connect() as client:
@@ -309,6 +314,7 @@ def told_of_each(told: dict[str, str]) -> None:
         assert str(answer.status) in told[name] and ": " in told[name], told[name]
 
 
+@pytest.mark.long
 def test_each_answer_is_told_at_the_start(rig: Rig, edges: dict[str, RunningEdge], start: Start) -> None:
     for name, edge in edges.items():
         edge.answers(name)
@@ -323,6 +329,7 @@ def test_each_answer_is_told_at_the_start(rig: Rig, edges: dict[str, RunningEdge
     assert TOKEN[1] not in checked.stdout + checked.stderr
 
 
+@pytest.mark.long
 def test_each_answer_is_told_later(rig: Rig, edges: dict[str, RunningEdge], start: Start) -> None:
     proxy = start(*(host(rig, edge.port, name) for name, edge in edges.items()), database=SMALL)
     wait_until(lambda: set(errors(proxy).values()) == {""}, message="all hosts are up")
@@ -336,6 +343,7 @@ def test_each_answer_is_told_later(rig: Rig, edges: dict[str, RunningEdge], star
         assert f"host {name} is down: " in log
 
 
+@pytest.mark.long
 def test_clients_are_told_too(rig: Rig, edge: RunningEdge, start: Start) -> None:
     proxy = start(host(rig, edge.port), database={"health": {"failover_wait": "300ms"}})
     with login(rig, proxy).connect() as client:
@@ -375,6 +383,7 @@ def test_the_way_is_checked_step_by_step(rig: Rig, edge: RunningEdge, tmp_path: 
     ("answer", "ended"),
     [("forbidden", "token"), ("login", "token"), ("no-cloudflared", "upgrade"), ("no-postgres", "upgrade")],
 )
+@pytest.mark.long
 def test_the_step_that_fails_is_told_with_its_remedy(
     rig: Rig, edge: RunningEdge, tmp_path: Path, answer: str, ended: str
 ) -> None:

@@ -49,6 +49,7 @@ def test_the_tour_passes(place: Path) -> None:
     assert len(told["checks"]) > 20 and all(each["ok"] for each in told["checks"])
 
 
+@pytest.mark.long
 def test_the_printed_line_works_until_the_demo_is_interrupted(place: Path) -> None:
     with subprocess.Popen(command(place, INTERRUPTIBLE), stdout=subprocess.PIPE, text=True) as demo:
         try:
@@ -70,6 +71,7 @@ def test_the_printed_line_works_until_the_demo_is_interrupted(place: Path) -> No
             _end(demo)
 
 
+@pytest.mark.long
 def test_a_script_is_told_how_to_connect(place: Path) -> None:
     with subprocess.Popen([*command(place), "--json"], stdout=subprocess.PIPE, text=True) as demo:
         try:

@@ -33,7 +33,16 @@ def stage(installation: Installation) -> Iterator[Stage]:
         yield made
 
 
-@pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
+@pytest.mark.parametrize(
+    "file",
+    # Two of them show that nothing is broken altogether.
+    [
+        pytest.param(
+            file, id=file.stem, marks=[pytest.mark.long] if file.stem not in ("simple", "extended") else []
+        )
+        for file in FILES
+    ],
+)
 async def test_a_client_sees_the_same_through_the_proxy(
     file: Path, installation: Installation, two_connections: Proxy, stage: Stage
 ) -> None:

@@ -104,6 +104,7 @@ def test_programs_that_the_servers_user_can_t_reach_are_copied(place: Path) -> N
         psycopg.connect(cluster.primary.dsn()).close()
 
 
+@pytest.mark.long
 def test_servers_end_when_the_program_that_started_them_is_killed(place: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path; from proxy.embedded import Cluster;"

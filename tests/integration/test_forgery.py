@@ -318,6 +318,7 @@ def test_nobody_cancels_another_without_the_secret(stage: Stage, host: dict[str,
 
 
 @pytest.mark.parametrize("function", ["pg_cancel_backend", "pg_terminate_backend"])
+@pytest.mark.long
 def test_whoever_ends_all_backends_learns_nothing_and_is_nobody_else(
     installed: Installation, stage: Stage, function: str
 ) -> None:

@@ -58,6 +58,7 @@ def test_a_new_process_takes_new_clients_while_the_old_one_serves_its_own(
         assert _told(later) == (1,)
 
 
+@pytest.mark.long
 def test_sessions_that_stay_are_ended_between_transactions_after_the_drain_timeout(
     installation: Installation, tmp_path: Path, make_key: MakeKey
 ) -> None:
@@ -78,6 +79,7 @@ def test_sessions_that_stay_are_ended_between_transactions_after_the_drain_timeo
 
 
 @pytest.mark.parametrize("wrong", ["configuration", "login"])
+@pytest.mark.long
 def test_the_old_process_goes_on_where_the_new_one_can_t_serve(
     line: Dynasty, make_key: MakeKey, wrong: str
 ) -> None:
@@ -100,6 +102,7 @@ def test_the_old_process_goes_on_where_the_new_one_can_t_serve(
         assert _told(later) == (1,)
 
 
+@pytest.mark.long
 def test_sigterm_during_a_handover_ends_both(line: Dynasty) -> None:
     os.kill(line.pid, signal.SIGUSR2)
     wait_until(lambda: psutil.Process(line.pid).children(), message="a new process starts")
@@ -108,6 +111,7 @@ def test_sigterm_during_a_handover_ends_both(line: Dynasty) -> None:
     assert not new.is_running()
 
 
+@pytest.mark.long
 async def test_cancel_requests_find_sessions_of_the_other_process(
     line: Dynasty, make_key: MakeKey, installation: Installation
 ) -> None:
@@ -128,6 +132,7 @@ async def test_cancel_requests_find_sessions_of_the_other_process(
         await connection.close()
 
 
+@pytest.mark.long
 def test_a_handover_waits_for_resume(line: Dynasty, make_key: MakeKey) -> None:
     with line.login(*make_key(["admin"])).connect(dbname="pgsluice") as console:
         console.execute("PAUSE")
@@ -137,6 +142,7 @@ def test_a_handover_waits_for_resume(line: Dynasty, make_key: MakeKey) -> None:
         line.hand_over()
 
 
+@pytest.mark.long
 def test_metrics_and_readiness_come_from_the_new_process(line: Dynasty) -> None:
     seen: list[object] = []
     ended = threading.Event()
@@ -222,6 +228,7 @@ def test_twenty_times_under_load_nothing_fails(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.long
 def test_records_of_both_processes_are_in_the_table_once(
     installation: Installation, tmp_path: Path, make_key: MakeKey, workers: int
 ) -> None:
@@ -247,6 +254,7 @@ def test_records_of_both_processes_are_in_the_table_once(
     assert found == (208, 208)
 
 
+@pytest.mark.long
 def test_sockets_of_systemd_are_used_and_passed_on(
     installation: Installation, tmp_path: Path, make_key: MakeKey
 ) -> None:
@@ -303,6 +311,7 @@ def test_what_is_no_listening_socket_of_a_known_name_is_refused(
     assert why in proxy.errors.read_text()
 
 
+@pytest.mark.long
 def test_systemd_is_told_of_each_step(
     installation: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,6 +67,7 @@ def test_a_lying_server_ends_its_client_and_harms_nobody_else(proxied: Proxy, ma
     proxied.stop()
 
 
+@pytest.mark.long
 def test_a_flood_of_notices_passes_through(proxied: Proxy, make_key: MakeKey) -> None:
     with Raw(proxied.port).log_in(make_key()) as client:
         client.ask(query("SELECT 1"))
@@ -85,6 +86,7 @@ def test_a_flood_of_notices_passes_through(proxied: Proxy, make_key: MakeKey) ->
         (b"R\0\0", "no answer within"),
     ],
 )
+@pytest.mark.long
 def test_a_server_that_lies_at_the_login_is_given_up(
     lying: HostileServer, start_proxy: Callable[..., Proxy], make_key: MakeKey, said: bytes, reason: str
 ) -> None:

@@ -111,6 +111,7 @@ def test_permissions_are_told_to_the_database(proxy: Proxy, make_key: MakeKey) -
         assert row == ("app_admin", "root@example.com", False, True)
 
 
+@pytest.mark.long
 def test_an_expired_claim_is_renewed(
     start_proxy: Callable[..., Proxy], make_key: MakeKey, notes: str
 ) -> None:

@@ -34,6 +34,7 @@ def used(installation: Installation, key_id: str) -> tuple[int, float]:
 # Usage
 
 
+@pytest.mark.long
 def test_uses_of_several_sessions_and_proxies_add_up(
     proxy: Proxy, start_proxy: Callable[..., Proxy], make_key: MakeKey, installation: Installation
 ) -> None:
@@ -62,6 +63,7 @@ def test_a_login_is_a_use_without_a_statement(
         assert used(installation, key_id)[0] == 0
 
 
+@pytest.mark.long
 def test_a_proxy_that_is_killed_loses_what_it_had_not_written_yet_and_no_more(
     start_proxy: Callable[..., Proxy], make_key: MakeKey, installation: Installation
 ) -> None:
@@ -316,6 +318,7 @@ def test_signing_keys_are_exchanged_without_a_gap(
         assert look() == {new}
 
 
+@pytest.mark.long
 def test_signing_keys_are_exchanged_at_once_where_one_is_known_to_others(
     start_proxy: Callable[..., Proxy], make_key: MakeKey, installation: Installation, one_key: str
 ) -> None:

@@ -423,6 +423,7 @@ def boss(cluster: Cluster, attributes: str) -> str:
     return cluster.primary.dsn("app", "boss", "boss")
 
 
+@pytest.mark.long
 def test_an_owner_who_may_create_roles_can_migrate(empty_cluster: Cluster) -> None:
     admin = database(empty_cluster, "app")
     dsn = boss(empty_cluster, "CREATEROLE")

@@ -178,6 +178,7 @@ def test_a_transaction_that_a_client_made_read_only_stays_refused(
     assert calls(installation) == before
 
 
+@pytest.mark.long
 def test_with_the_retry_switched_off_clients_get_the_servers_error(
     start_proxy: Callable[..., Proxy], make_key: MakeKey
 ) -> None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 import yaml
@@ -109,11 +110,16 @@ def value(connection: psycopg.Connection[Any], statement: str) -> Any:
     return row[0]
 
 
-def backends(installation: Installation, user: str) -> set[int]:
-    """Return the processes of the primary that serve the role `user`."""
+def backends(installation: Installation, user: str, proxy: Proxy) -> set[int]:
+    """Return the processes of the primary that serve the role `user` for `proxy`: others of the tests have it too."""
+    ours = {
+        each.laddr.port for each in psutil.Process(proxy.process.pid).net_connections("tcp") if each.raddr
+    }
     with installation.superuser().connect() as connection:
-        rows = connection.execute("SELECT pid FROM pg_stat_activity WHERE usename = %s", (user,)).fetchall()
-    return {row[0] for row in rows}
+        rows = connection.execute(
+            "SELECT pid, client_port FROM pg_stat_activity WHERE usename = %s", (user,)
+        ).fetchall()
+    return {pid for pid, port in rows if port in ours}
 
 
 # -- the log, numbers, what needs a restart
@@ -188,7 +194,7 @@ def test_a_refused_reload_leaves_everything(
     as_it_was = own.config.read_text()
     with application.connect() as client:
         before = shown(operator, "CONFIG")
-        processes = backends(installation, "app_rw")
+        processes = backends(installation, "app_rw", own)
         for what, (change, why) in WRONG.items():
             edit(own, laid_over(listen={"max_clients": 71}, logging={"format": "json"}))
             edit(own, app(pools={"priority": {"max": 9}}))
@@ -199,7 +205,7 @@ def test_a_refused_reload_leaves_everything(
             assert shown(operator, "CONFIG") == before, what
             assert value(client, "SELECT 1") == 1, what
             own.config.write_text(as_it_was)
-        assert processes <= backends(installation, "app_rw")
+        assert processes <= backends(installation, "app_rw", own)
         hang_up(own, WRONG["a wrong password"][0], REFUSED)
     assert count(own, REFUSED) == len(WRONG) + 1
     assert not own.said('"message"') and not own.said(DONE)
@@ -214,6 +220,7 @@ def with_hosts(installation: Installation, *which: int) -> dict[str, Any]:
     return {"databases": {DATABASE: {"hosts": places}}}
 
 
+@pytest.mark.long
 def test_a_host_that_comes_serves_reads_and_one_that_goes_is_drained(
     start_proxy: StartProxy, installation: Installation, make_key: MakeKey
 ) -> None:
@@ -243,6 +250,7 @@ def test_a_host_that_comes_serves_reads_and_one_that_goes_is_drained(
         wait_until(lambda: value(replica, mine) == 0, message="nothing of it is left on the replica")
 
 
+@pytest.mark.long
 def test_a_host_that_is_reached_otherwise_is_another_one(
     own: Proxy, operator: Login, application: Login, installation: Installation, make_table: MakeTable
 ) -> None:
@@ -257,11 +265,12 @@ def test_a_host_that_is_reached_otherwise_is_another_one(
         assert value(other, "SELECT 1") == 1
         busy.execute("COMMIT")
         busy.execute(f"INSERT INTO {table} VALUES (3)")
-    wait_until(lambda: process not in backends(installation, "app_rw"))
+    wait_until(lambda: process not in backends(installation, "app_rw", own))
     with installation.superuser().connect() as superuser:
         assert value(superuser, f"SELECT count(*) FROM {table}") == 3
 
 
+@pytest.mark.long
 def test_a_host_that_does_not_answer_comes_when_it_does(
     own: Proxy, operator: Login, application: Login
 ) -> None:
@@ -276,6 +285,7 @@ def test_a_host_that_does_not_answer_comes_when_it_does(
 # -- logins and pools
 
 
+@pytest.mark.long
 def test_a_password_is_exchanged_under_load(
     own: Proxy, operator: Login, installation: Installation, make_key: MakeKey, make_table: MakeTable
 ) -> None:
@@ -286,18 +296,21 @@ def test_a_password_is_exchanged_under_load(
         with hammering(writer, f"INSERT INTO {table} VALUES (1)") as done, writer.connect() as busy:
             busy.execute("BEGIN")
             busy.execute(f"INSERT INTO {table} VALUES (2)")
-            before = backends(installation, "app_rw")
+            before = backends(installation, "app_rw", own)
             installation.execute("ALTER ROLE app_rw PASSWORD 'a new one'")
             edit(own, app(pools=dict.fromkeys(("primary", "priority", "background"), new)))
             assert reload(operator) == []
             busy.execute("COMMIT")
-            wait_until(lambda: not before & backends(installation, "app_rw"), message="old connections end")
+            wait_until(
+                lambda: not before & backends(installation, "app_rw", own), message="old connections end"
+            )
             reached = len(done)
             wait_until(lambda: len(done) > reached + 20)
     finally:
         installation.execute(f"ALTER ROLE app_rw PASSWORD '{installation.passwords['app_rw']}'")
 
 
+@pytest.mark.long
 def test_a_pool_of_another_user_serves_nothing_as_the_old_one(
     own: Proxy, operator: Login, application: Login, installation: Installation
 ) -> None:
@@ -343,6 +356,7 @@ def test_pools_come_and_go(
         assert value(client, "SELECT session_user::text") == "app_ro"
 
 
+@pytest.mark.long
 def test_keys_are_still_heard_of_behind_another_control_login(
     own: Proxy, operator: Login, make_key: MakeKey, installation: Installation
 ) -> None:
@@ -363,6 +377,7 @@ def test_keys_are_still_heard_of_behind_another_control_login(
         installation.execute(f"ALTER ROLE sluice_control PASSWORD '{old}'")
 
 
+@pytest.mark.long
 def test_a_pause_outlasts_a_reload(
     own: Proxy, operator: Login, application: Login, installation: Installation
 ) -> None:
@@ -384,6 +399,7 @@ def test_a_pause_outlasts_a_reload(
 # -- databases
 
 
+@pytest.mark.long
 def test_databases_come_and_go(own: Proxy, operator: Login, application: Login) -> None:
     def second(content: dict[str, Any]) -> None:
         content["databases"]["second"] = content["databases"][DATABASE]

@@ -71,6 +71,7 @@ def test_a_transaction_whose_server_is_killed_ends_the_session(
         assert _told(connection, "SELECT pg_sleep(30)", installation).sqlstate == "57P01"
 
 
+@pytest.mark.long
 def test_an_idle_transaction_is_ended_and_rolled_back(
     start_proxy: Callable[..., Proxy], make_key: MakeKey, make_table: MakeTable
 ) -> None:
@@ -88,6 +89,7 @@ def test_an_idle_transaction_is_ended_and_rolled_back(
         assert direct.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
 
 
+@pytest.mark.long
 def test_the_query_timeout_holds_for_each_kind_of_wait(
     start_proxy: Callable[..., Proxy], make_key: MakeKey, make_table: MakeTable
 ) -> None:
@@ -207,6 +209,7 @@ def relayed(relay: HostileServer, start_proxy: Callable[..., Proxy]) -> Proxy:
 
 
 @pytest.mark.parametrize("way", ["terminated", "cut off"])
+@pytest.mark.long
 def test_what_a_client_is_told_at_each_point(
     relayed: Proxy,
     relay: HostileServer,

@@ -72,6 +72,7 @@ def test_a_big_copy_out(proxy: Proxy, make_key: MakeKey) -> None:
     assert received == SIZE // 10000 * 10001
 
 
+@pytest.mark.long
 def test_a_big_copy_in(
     proxy: Proxy, make_key: MakeKey, make_table: MakeTable, installation: Installation
 ) -> None:

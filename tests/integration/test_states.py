@@ -181,6 +181,7 @@ def test_a_shutdown_lets_each_state_come_to_its_end(
         ("client_idle", "57P05", ("idle", "pinned")),
     ],
 )
+@pytest.mark.long
 def test_an_idle_timeout_ends_what_is_idle_and_nothing_else(
     start_proxy: Callable[..., Proxy],
     make_key: MakeKey,

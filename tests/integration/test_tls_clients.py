@@ -180,6 +180,7 @@ def test_a_unix_socket_needs_no_tls(
         assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
+@pytest.mark.long
 def test_a_cancel_request_over_tls(start_tls: StartTls, make_key: MakeKey, verified: dict[str, str]) -> None:
     proxy = start_tls("require")
     with proxy.login(*make_key()).connect(**verified) as connection:
@@ -191,6 +192,7 @@ def test_a_cancel_request_over_tls(start_tls: StartTls, make_key: MakeKey, verif
         assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
+@pytest.mark.long
 def test_a_client_that_reads_late_costs_little_memory(
     start_tls: StartTls, make_key: MakeKey, verified: dict[str, str], installation: Installation
 ) -> None:

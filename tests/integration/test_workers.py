@@ -144,6 +144,7 @@ def test_metrics_are_sums(two: Dynasty, make_key: MakeKey) -> None:
     assert after["pgsluice_clients"] == 2
 
 
+@pytest.mark.long
 def test_the_dashboard_shows_what_every_worker_did(two: Dynasty, make_key: MakeKey) -> None:
     _, key = make_key(["read:metrics"])
     with in_each(two.login(*make_key(user="board@example.com"))) as connections:
@@ -204,6 +205,7 @@ def test_pause_and_resume_hold_for_all_workers(
             asking.execute("RESUME app")
 
 
+@pytest.mark.long
 def test_a_pause_that_is_cancelled_is_taken_back_everywhere(
     two: Dynasty, both: tuple[psycopg.Connection[Any], ...], make_key: MakeKey
 ) -> None:
@@ -223,6 +225,7 @@ def test_a_pause_that_is_cancelled_is_taken_back_everywhere(
         assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
+@pytest.mark.long
 def test_disable_reload_and_kill_client_reach_every_worker(
     two: Dynasty, both: tuple[psycopg.Connection[Any], ...], make_key: MakeKey
 ) -> None:
@@ -242,6 +245,7 @@ def test_disable_reload_and_kill_client_reach_every_worker(
                 connection.execute("SELECT 1")
 
 
+@pytest.mark.long
 def test_a_key_s_rate_limit_holds_over_all_workers(
     two: Dynasty, make_key: MakeKey, installation: Installation
 ) -> None:
@@ -259,6 +263,7 @@ def test_a_key_s_rate_limit_holds_over_all_workers(
     assert 30 <= done <= 31 + passed / 2
 
 
+@pytest.mark.long
 def test_a_reload_shares_new_limits_out(
     installation: Installation, tmp_path: Path, make_key: MakeKey
 ) -> None:
@@ -279,6 +284,7 @@ def test_a_reload_shares_new_limits_out(
         assert pool_of(line, "primary")["max"] == 13
 
 
+@pytest.mark.long
 def test_a_worker_that_is_killed_is_replaced_while_the_other_serves(
     installation: Installation, tmp_path: Path, make_key: MakeKey
 ) -> None:
@@ -308,6 +314,7 @@ def test_a_worker_that_is_killed_is_replaced_while_the_other_serves(
         )
 
 
+@pytest.mark.long
 def test_a_worker_in_a_dead_one_s_place_is_paused_too(
     installation: Installation, tmp_path: Path, make_key: MakeKey
 ) -> None:
@@ -322,6 +329,7 @@ def test_a_worker_in_a_dead_one_s_place_is_paused_too(
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "SHUTDOWN", "SHUTDOWN WAIT_FOR_CLIENTS"])
+@pytest.mark.long
 def test_all_workers_drain(installation: Installation, tmp_path: Path, make_key: MakeKey, how: str) -> None:
     line = Dynasty(installation, tmp_path, {"workers": 2})
     line.start()
@@ -343,6 +351,7 @@ def test_all_workers_drain(installation: Installation, tmp_path: Path, make_key:
     assert not line.said("Traceback"), line.tail()
 
 
+@pytest.mark.long
 def test_workers_end_with_their_supervisor(installation: Installation, tmp_path: Path) -> None:
     line = Dynasty(installation, tmp_path, {"workers": 2})
     line.start()
@@ -352,6 +361,7 @@ def test_workers_end_with_their_supervisor(installation: Installation, tmp_path:
     assert not left
 
 
+@pytest.mark.long
 def test_a_worker_that_can_t_start_ends_the_start(installation: Installation, tmp_path: Path) -> None:
     line = Dynasty(installation, tmp_path, {"workers": 2})
     line.config.write_text(line.config.read_text().replace("user: app_rw", "user: postgres"))
@@ -386,6 +396,7 @@ def test_workers_are_handed_over(
         wait_until(lambda: len(line.alive()) == 1, message="the old ones end")
 
 
+@pytest.mark.long
 def test_workers_stay_where_their_successors_can_t_serve(
     installation: Installation, tmp_path: Path, make_key: MakeKey
 ) -> None:
@@ -401,6 +412,7 @@ def test_workers_stay_where_their_successors_can_t_serve(
                 assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
+@pytest.mark.long
 def test_sigterm_during_a_handover_ends_all_workers(installation: Installation, tmp_path: Path) -> None:
     line = Dynasty(installation, tmp_path, {"workers": 2})
     line.start()
