@@ -25,6 +25,8 @@ pip := $(bin)/python -m pip install --quiet --disable-pip-version-check
 workers := -n 4 --dist loadfile
 # What needs Debian's packages, and so root, has targets of its own.
 apart := --ignore=tests/drivers --ignore=tests/browser --ignore=tests/deploy
+# What has compiled modules is tested interpreted too.
+both := $(addprefix tests/,wire query auth observe transport upstream session fuzz test_build.py)
 sources := $(shell find proxy -name '*.py')
 
 .PHONY: demo test test-long test-drivers test-browser test-deploy fuzz bench drill thousand reads lint build clean
@@ -34,7 +36,7 @@ demo: build
 
 test: build .venv/developing
 	$(bin)/pytest -m "not long" $(apart) $(workers) $(ARGS)
-	PGSLUICE_INTERPRETED=1 $(bin)/pytest -q --ignore=tests/integration $(apart) $(workers) $(ARGS)
+	PGSLUICE_INTERPRETED=1 $(bin)/pytest -q $(both) $(workers) $(ARGS)
 
 test-long: build .venv/developing
 	$(bin)/pytest -q -m long $(apart) $(workers) $(ARGS)

@@ -42,7 +42,7 @@ def test_create_asks_for_a_branch_where_there_are_none_or_several(tmp_path: Path
 
 
 def test_a_terminal_shows_the_statement_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((20, 10)))
+    monkeypatch.setattr("shutil.get_terminal_size", lambda *_, **__: os.terminal_size((20, 10)))
     terminal, said = io.StringIO(), list[str]()
     progress = Progress(said.append, terminal)
     progress.at_work("core_0001: statement\n  1 of 2: SELECT 1")
