@@ -141,7 +141,7 @@ def psql_program() -> str:
 
 def _install(cluster: Cluster) -> tuple[Mapping[str, str], dict[str, ApiKey]]:
     """Create the database with the bundled SQL, the sample table with rows, and the keys by name."""
-    result = setup(cluster.primary.dsn(DATABASE), DATABASE)
+    result = setup(cluster.primary.dsn(DATABASE), DATABASE, schemas=("core", "taskmaster"))
     both = ["read:tasks", "write:tasks"]
     with psycopg.connect(cluster.primary.dsn(DATABASE)) as admin:
         admin.execute(_SAMPLE)
