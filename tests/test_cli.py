@@ -85,8 +85,9 @@ def test_help_tells_exit_codes() -> None:
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_shells_complete(shell: str) -> None:
     program = [sys.executable, "-m", "proxy"]
+    named = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     script = subprocess.run(
-        [*program, "--show-completion", shell], capture_output=True, text=True, check=True
+        [*program, "--show-completion", shell], capture_output=True, text=True, check=True, env=named
     )
     assert "_PGSLUICE_COMPLETE" in script.stdout
     words = {"COMP_WORDS": "pgsluice keys rev", "COMP_CWORD": "2"}

@@ -14,6 +14,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from proxy.setup import setup
 from tests.drills.relay import Relay
 from tests.integration.apis import TASKS, Api, TasksProxy
 from tests.integration.support import DATABASE, Installation, Proxy, wait_until
@@ -21,6 +22,7 @@ from tests.integration.support import DATABASE, Installation, Proxy, wait_until
 pytest_plugins = ["tests.integration.tasksapi"]
 
 StartApi = Callable[..., Api]
+StartProxy = Callable[..., Proxy]
 
 
 @pytest.fixture
@@ -127,8 +129,14 @@ def test_a_key_that_is_revoked_ends_what_it_asked(api: Api) -> None:
         assert code(client.post("/query", json={"sql": sql, "params": [api_key]})) == (401, "INVALID_API_KEY")
 
 
-def test_without_the_schema_it_is_told_what_is_missing(proxy: Proxy, installation: Installation) -> None:
-    _, key = installation.generate_key("none@example.com", ["admin", "read:tasks", "read:metrics"])
+def test_without_the_schema_it_is_told_what_is_missing(
+    start_proxy: StartProxy, installation: Installation
+) -> None:
+    dsn = installation.cluster.primary.dsn("bare")
+    setup(dsn, "bare", ["core"])
+    installation.replicated()
+    proxy = start_proxy({"databases": {DATABASE: {"database": "bare"}}})
+    key = Api(proxy, dsn).key("admin", "read:tasks", "read:metrics", user="none@example.com")
     with httpx.Client(base_url=proxy.url("/api/database"), headers={"x-api-key": key}) as client:
         for path in ("/tasks", f"/workflows/{uuid4()}", f"/tasks/{uuid4()}/hierarchy"):
             assert code(client.get(path)) == (501, "SCHEMA_NOT_INSTALLED")
