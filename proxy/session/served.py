@@ -71,6 +71,11 @@ _RETIRED_IDLE = 1.0
 _SPREAD_FAR = 0.5
 """Jitter of lifetimes where the way itself ends connections, and all at once: between half and all of the time."""
 
+_RESET_FAR = 0.25
+"""Seconds after which idle connections over a long way are reset: another user would wait a round trip for that. Who
+used one last loses nothing, as identity, settings and missing Parses go ahead of a statement in the same write. Only
+where nothing is written: elsewhere a session may yet ask for `currval`."""
+
 
 class Served:
     """One entry of `databases`."""
@@ -266,7 +271,7 @@ class Served:
         for name, pool in host.pools.items():
             settings = self._settings.pools[name]
             to_strict = self._strict and not pool.limits.strict
-            pool.limits = _limits(settings, self._strict, self._ways[host.name])
+            pool.limits = _limits(name, settings, self._strict, self._ways[host.name])
             if name in changes.passwords or name in changes.logins:
                 self._logins[pool] = self._login(name, settings, self._ways[host.name])
                 pool.hope()
@@ -556,7 +561,7 @@ class Served:
 
     def _add_pool(self, host: Host, name: str, settings: model.Pool, strict: bool) -> None:
         way = self._ways[host.name]
-        limits = _limits(settings, strict, way)
+        limits = _limits(name, settings, strict, way)
         pool = Pool(name, host.name, limits, pool_part(name, host.name))
         # As all others are in a pause.
         pool.draining = self.cluster.paused
@@ -633,7 +638,7 @@ async def _after_failures(pool: Pool) -> None:
         await asyncio.sleep(_MAINTENANCE)
 
 
-def _limits(settings: model.Pool, strict: bool, way: Way) -> PoolLimits:
+def _limits(name: str, settings: model.Pool, strict: bool, way: Way) -> PoolLimits:
     lifetimes = [seconds for seconds in (settings.max_lifetime, way.longest) if seconds > 0.0]
     return PoolLimits(
         settings.min,
@@ -644,6 +649,7 @@ def _limits(settings: model.Pool, strict: bool, way: Way) -> PoolLimits:
         settings.max_uses,
         strict,
         _SPREAD_FAR if way.longest > 0.0 else SPREAD,
+        _RESET_FAR if way.slow_to_open and name == "readonly" else 0.0,
     )
 
 

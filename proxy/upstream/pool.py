@@ -48,6 +48,7 @@ class PoolLimits:
         max_uses: i64,
         strict: bool,
         spread: float = SPREAD,
+        reset_idle: float = 0.0,
     ) -> None:
         self.minimum: i64 = minimum
         self.maximum: i64 = maximum
@@ -59,6 +60,8 @@ class PoolLimits:
         self.strict = strict
         # Which part of max_lifetime is left to chance.
         self.spread = spread
+        # Seconds after which an idle connection is reset before another user asks for it; 0.0 for never.
+        self.reset_idle = reset_idle
 
 
 @final
@@ -370,6 +373,10 @@ class Pool:
                 unused = limits.idle_timeout > 0.0 and now - server.last_used >= limits.idle_timeout
                 if too_old or (unused and self.size > limits.minimum) or self.draining:
                     server.close()
+                elif label and 0.0 < limits.reset_idle <= now - server.last_used and not limits.strict:
+                    shelf.remove(server)
+                    self.idle_count -= 1
+                    self._reset(server, now)
             if not self.idle.get(label):
                 self.idle.pop(label, None)
         self._grow()

@@ -277,6 +277,35 @@ def test_what_is_unused_for_too_long_is_closed_down_to_the_minimum() -> None:
     assert servers[2].state != CLOSED
 
 
+def far(strict: bool = False) -> PoolLimits:
+    return PoolLimits(0, 3, 30.0, 0.0, 0.0, 0, strict, reset_idle=0.25)
+
+
+def test_over_a_long_way_what_is_idle_is_reset_before_another_user_asks() -> None:
+    rig = Rig(far())
+    server = rig.idle("alice", 0.0)
+    rig.pool.maintain(0.2)
+    assert written(server) == b""
+    rig.pool.maintain(0.3)
+    assert written(server) == query(b"DISCARD ALL")
+    rig.pool.maintain(0.6)
+    assert rig.pool.idle_count == 0 and written(server) == query(b"DISCARD ALL")
+    confirm(server)
+    assert rig.pool.idle_count == 1
+    rig.pool.maintain(5.0)
+    assert written(server) == query(b"DISCARD ALL")
+    assert rig.take("bob", 5.0).server is server
+
+
+@pytest.mark.parametrize("numbers", [far(strict=True), limits(3)], ids=["strict", "a short way"])
+def test_elsewhere_it_stays_its_users(numbers: PoolLimits) -> None:
+    rig = Rig(numbers)
+    server = rig.idle("alice", 0.0)
+    rig.pool.maintain(20.0)
+    assert (written(server), server.state == CLOSED) == (b"", False)
+    assert rig.take("alice", 20.0).server is server
+
+
 def test_what_is_too_old_is_closed_when_idle_or_returned() -> None:
     rig = Rig(limits(2, max_lifetime=100.0))
     idle = rig.idle("alice", 0.0)
