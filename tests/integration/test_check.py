@@ -230,7 +230,7 @@ CASES: dict[str, tuple[str, str, str]] = {
         "authenticated_users may read what proves the keys",
         "REVOKE SELECT ON sluice.api_keys FROM authenticated_users;\nGRANT SELECT (id, name, user_id, permissions,"
         " default_pool, allowed_addresses, rate_limit_per_minute, expires_at, revoked_at, created_at, last_used_at,"
-        " use_count, rotated_from) ON sluice.api_keys TO authenticated_users;",
+        " use_count, rotated_from, result_cache) ON sluice.api_keys TO authenticated_users;",
     ),
     "the control login reads a table": (
         "CREATE TABLE public.theirs (); GRANT SELECT ON public.theirs TO sluice_control",
