@@ -54,7 +54,9 @@ class Relay:
                 task.cancel()
             # A cancellation of ours comes through this wait too; the sockets are closed all the same.
             try:
-                await asyncio.gather(*tasks, return_exceptions=True)
+                for ended in await asyncio.gather(*tasks, return_exceptions=True):
+                    if isinstance(ended, Exception):
+                        log.error("tunnel to %s: a relay failed", self._address, exc_info=ended)
             finally:
                 self._sock.close()
                 await self._close()
@@ -90,8 +92,8 @@ class Relay:
                 return
             # Without a Close frame is how tunnels end (1006).
             log.debug("tunnel to %s ended: %s", self._address, ended)
-        except OSError:
-            return
+        except OSError as error:
+            log.debug("tunnel to %s: its user is gone: %s", self._address, error)
 
     async def _watch(self) -> None:
         """End when nobody is there any more; ask once before."""
