@@ -214,6 +214,9 @@ class _Tunnel:
         self._edge = edge
         self._reader, self._writer = reader, writer
         self._back, self._there = back, there
+        # Between a frame's header and its payload nothing else may stand: control frames wait here.
+        self._within_a_frame = False
+        self._control = bytearray()
 
     async def run(self, accepted: str) -> None:
         loop = asyncio.get_running_loop()
@@ -246,8 +249,11 @@ class _Tunnel:
         self._there.transport.abort()
 
     def send(self, opcode: int, payload: bytes) -> None:
-        self._writer.write(header(opcode, len(payload)))
-        self._writer.write(payload)
+        frame = header(opcode, len(payload)) + payload
+        if self._within_a_frame:
+            self._control += frame
+        else:
+            self._writer.write(frame)
 
     async def _from_client(self) -> None:
         counts = self._edge.seen.counts
@@ -294,10 +300,13 @@ class _Tunnel:
         try:
             while data := await self._back.read(LARGEST):
                 await self._edge._passes.wait()
+                self._within_a_frame = True
                 self._writer.write(header(BINARY, len(data)))
                 # A segment, and a TLS record, of its own.
                 await asyncio.sleep(0)
-                self._writer.write(data)
+                self._writer.write(data + self._control)
+                self._within_a_frame = False
+                self._control.clear()
                 await self._writer.drain()
         except OSError:
             pass

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import logging
 import os
+import random
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -182,6 +183,16 @@ async def test_pings_are_answered(begin: Begin, echo: int) -> None:
         while edge.seen.counts["pongs"] < 3:
             await asyncio.sleep(0.01)
     assert edge.seen.counts["pings"] == 0, "we ask nothing while we are asked"
+    sock.close()
+
+
+async def test_pings_in_the_middle_of_much_data_leave_it_as_it_is(begin: Begin, echo: int) -> None:
+    edge, way = await begin(echo, ping_every=1e-9)
+    sock = await way.dial()
+    data = random.Random(54).randbytes(2_000_000)
+    async with asyncio.timeout(30.0):
+        assert await exchange(sock, data) == data
+    assert edge.seen.counts["pongs"] > 0
     sock.close()
 
 
