@@ -71,10 +71,6 @@ class InnerClient:
 
     abort = close
 
-    def is_closing(self) -> bool:
-        """Tell whether the session has ended."""
-        return self._closed
-
     def pause_reading(self) -> None:
         """Send no more for now: all of a unit is sent at once, and the next one when it was answered."""
 

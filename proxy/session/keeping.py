@@ -16,7 +16,6 @@ from proxy.session.database import Database
 from proxy.session.results import Flight, Results
 from proxy.session.session import Session
 from proxy.session.state import SessionState
-from proxy.upstream.cluster import Cluster
 from proxy.upstream.server import Borrower
 
 log = logging.getLogger(__name__)
@@ -31,12 +30,11 @@ MAX_NAME: Final = 200
 class Keeping:
     """Looks after the results of one database."""
 
-    def __init__(self, database: Database, cluster: Cluster) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
         self.results = Results(1, 1)
         self._asking: dict[Flight, Session] = {}
         database.refresh = self._refresh
-        cluster.primary_changed = self.flush
 
     def take_over(self, settings: model.Database) -> None:
         """Go by these settings from now on."""
@@ -110,10 +108,6 @@ class _Nobody(asyncio.Transport):
 
     def close(self) -> None:
         """Do nothing: there is nobody to leave."""
-
-    def is_closing(self) -> bool:
-        """Tell that it is open."""
-        return False
 
     def get_write_buffer_size(self) -> int:
         """Return 0: nothing waits."""

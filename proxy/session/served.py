@@ -124,7 +124,7 @@ class Served:
         self.database.signed = self._signed
         self.database.token_ttl = config.identity.token_ttl
         self.database.session_mode = settings.pool_mode == "session"
-        self._keeping = Keeping(self.database, self.cluster)
+        self._keeping = Keeping(self.database)
         self._take_over(settings)
         self._strict = config.identity.isolation == "strict"
         for host in self.cluster.hosts:

@@ -23,7 +23,9 @@ class Kept(World):
     def __init__(self, clock: Clock, **cache: str) -> None:
         super().__init__()
         self.clock = clock
-        self.keeping = Keeping(self.database, self.cluster)
+        self.keeping = Keeping(self.database)
+        # As Served does, among other things.
+        self.cluster.primary_changed = self.keeping.flush
         self.results = self.keeping.results
         self.keeping.take_over(settings(**cache))
         clock.now += 1.0
