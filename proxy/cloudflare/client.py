@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 import yaml
 
 from proxy.cloudflare.answers import Route
+from proxy.cloudflare.documents import Indented
 from proxy.config import Config, ConfigError, parse
 from proxy.config.document import Document
 from proxy.config.model import POOLS
@@ -48,16 +49,10 @@ _RESOLVERS: Final = {
 }
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(Indented):
     """Writes text without quotes wherever the configuration's reader takes it for the same."""
 
     yaml_implicit_resolvers = _RESOLVERS
-
-    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
-        super().increase_indent(flow, False)
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
 
 
 class Client(NamedTuple):

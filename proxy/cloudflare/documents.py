@@ -21,14 +21,20 @@ class File(NamedTuple):
     mode: int = 0o644
 
 
-class _Dumper(yaml.SafeDumper):
-    """Lists are indented, texts of several lines stand as they are, and no anchors are made."""
+class Indented(yaml.SafeDumper):
+    """Writes lists indented, and no anchors."""
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        """Indent what stands in a list, too."""
         super().increase_indent(flow, False)
 
     def ignore_aliases(self, data: Any) -> bool:
+        """Write everything where it stands."""
         return True
+
+
+class _Dumper(Indented):
+    """Texts of several lines stand as they are."""
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
