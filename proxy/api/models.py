@@ -111,7 +111,6 @@ ExecutionStatus = Literal["pending", "running", "completed", "failed", "cancelle
 ValidationStatus = Literal["pending", "running", "passed", "failed", "cancelled"]
 WorkflowStatus = Literal["draft", "active", "paused", "archived"]
 Agent = Literal["claude-code", "codegen", "webhook-handler", "validation-engine"]
-Scalar = str | int | float | bool | None
 
 
 class Body(BaseModel):
