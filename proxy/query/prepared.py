@@ -9,6 +9,7 @@ TimeZone. So statements are equal only if text, parameter types and the session 
 
 from __future__ import annotations
 
+import re
 from typing import Final, final
 
 from mypy_extensions import i64
@@ -26,6 +27,9 @@ NO_TYPES: Final = b"\0\0"
 
 _MAKER: Final = b"_sluice_prepare"
 """The statement and portal by which a SQL-level PREPARE is executed once more."""
+
+_QUOTED: Final = re.compile(rb"'|\$[^0-9]")
+"""Where a string constant may begin; parameters are $1, and a $ in a name is taken for one as well."""
 
 _OVERHEAD: Final = 400
 """Bytes that an entry takes beside its texts, roughly."""
@@ -55,6 +59,9 @@ class Statement:
         self.by_sql = False
         # It has run once: some server has taken it.
         self.proven = False
+        # Parsed again it is the same: it has no constant that stands for the time, or for what exists by that name
+        # ('now'::timestamptz, 'orders'::regclass), as these are looked up when it is parsed.
+        self.is_steady: bool = profile is not None and _QUOTED.search(sql) is None
 
     def unnamed_message(self) -> bytes:
         """Return the Parse that makes this the unnamed statement."""
@@ -74,6 +81,8 @@ class StatementCache:
         # Parse and Bind messages of clients, those with a name for the statement.
         self.client_parses: i64 = 0
         self.binds: i64 = 0
+        # How often everything was made anew.
+        self.renewals: i64 = 0
         self._statements: dict[bytes, Statement] = {}
 
     def get(self, sql: bytes, types: bytes, intent: Intent, profile: Profile | None) -> Statement:
@@ -127,3 +136,4 @@ class StatementCache:
         """
         self._statements.clear()
         self.bytes = 0
+        self.renewals += 1

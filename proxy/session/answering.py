@@ -250,19 +250,23 @@ class Answering(SessionState):
         return found
 
     def turns(self, reply: Reply, state: bytes, error: bytes) -> bool:
-        """Have a read that was refused asked for once more on the primary, of which its client has not heard yet."""
+        """Have a read asked for once more of which its client has not heard yet.
+
+        On the primary, where a replica refused it; anywhere, with its Parse, where that had been left out.
+        """
         kept = self.kept
         server = self.server
         pool = self.pool
-        if (
-            state not in RETRIED
-            or kept is None
-            or server is None
-            or pool is None
-            or not isinstance(reply, Message)
-        ):
+        if kept is None or server is None or pool is None or not isinstance(reply, Message):
             return False
         if self.ended or self.ending or self.repeated or reply.repeatable:
+            return False
+        if reply.spared and not reply.bound:
+            # Whatever it is: to a Parse of now the server might say something else.
+            server.name_unnamed(None)
+            self.turning = sole_statement(kept, server.replies.tail) is not None
+            return self.turning
+        if state not in RETRIED or not self.database.retries_refused_reads:
             return False
         if reply.kind == PARSE or reply.parsing:
             # Which names it has taken back is not to be found out again.
@@ -389,7 +393,7 @@ class Answering(SessionState):
     def _forget_unnamed(self) -> None:
         """Note that the server's unnamed statement is not what it was to become: it is parsed again where needed."""
         if self.server is not None:
-            self.server.unnamed = None
+            self.server.name_unnamed(None)
 
     def _restore_unnamed(self, message: Message, later: Reply | None) -> None:
         """Make the unnamed statement what it was before `message`; or none, where a Parse has failed itself.
@@ -614,6 +618,8 @@ class Answering(SessionState):
         if not look.needed:
             return False
         self.look = look
+        # As any simple query does (manual, "Extended Query").
+        server.name_unnamed(None)
         question = Reply(QUERY, SKIP, look)
         question.sent_at = server.last_byte_at
         server.replies.push(question)

@@ -72,6 +72,7 @@ class ClientStatements:
         # The last one that was unnamed: drivers send the same text again and again.
         self.last_unnamed: Statement | None = None
         self.last_generation: i64 = -1
+        self.last_renewal: i64 = -1
         self.last_profile: Profile | None = None
         self.portals: dict[bytes, Statement] = {}
         self.unnamed_portal: Statement | None = None
@@ -291,11 +292,13 @@ def parsed(
         or statements.last_profile is not profile
         # Functions have changed: what the statement was taken for may be wrong now.
         or statements.last_generation != intents.generation
+        or statements.last_renewal != shared.renewals
     ):
         statement = shared.get(sql, types, intents.lookup(sql), profile)
         if not named:
             statements.last_unnamed = statement
             statements.last_generation = intents.generation
+            statements.last_renewal = shared.renewals
             statements.last_profile = profile
     return statement
 

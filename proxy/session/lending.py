@@ -255,6 +255,8 @@ class Lending(Caching):
         if not write_unit(server, unit, out, now, self.in_transaction, not self.touched, keep):
             # The rest of a long message that was not sent is not sent either.
             self.stream_to_server = False
+        if self.kept is not None and self.kept.spared:
+            server.replies.tentative = True
         if not unit.reads_only:
             # What goes to a replica is sent by a login that can't write: a READ ONLY transaction, a SET.
             self.wrote = self.wrote or self.route.host_role != REPLICA
@@ -476,7 +478,7 @@ class Lending(Caching):
         self._dispatch(anew(kept), time.monotonic())
 
     def turn(self, now: float) -> None:
-        """Send the read that was refused to the primary; the connection that refused it goes back."""
+        """Send a read that was refused once more, to the primary if need be; the connection that refused it goes back."""
         server = self.server
         pool = self.pool
         kept = self.kept

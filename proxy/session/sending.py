@@ -232,7 +232,7 @@ def write_unit(
                 undo(replies.peer, following)
             return False
         if message.kind == SINGLE:
-            _write_single(server, message, out, now, settled)
+            _write_single(server, message, out, now, settled, keep)
             if not keep:
                 message.data = b""
             message = following
@@ -246,17 +246,15 @@ def write_unit(
             message.in_transaction = in_transaction
             if code == FE_QUERY:
                 # A simple query destroys the unnamed statement (manual, "Extended Query").
-                server.unnamed = None
+                server.name_unnamed(None)
         elif (code == FE_BIND or code == FE_DESCRIBE) and message.edit is None:
             statement = message.statement
             if statement is not None:
                 if len(message.name) > 0:
                     if not server.holds(statement):
                         parse_again(server, statement, out, settled)
-                elif server.unnamed is not statement:
-                    server.unnamed = statement
-                    out.put(statement.unnamed_message())
-                    replies.push(Reply(PARSE, SKIP, UNNAMED))
+                else:
+                    _need_unnamed(server, statement, out)
         elif code == FE_PARSE:
             if len(message.name) > 0:
                 _write_named_parse(server, message, out)
@@ -264,9 +262,9 @@ def write_unit(
                     message.data = b""
                 message = following
                 continue
-            server.unnamed = message.statement
+            server.name_unnamed(message.statement)
         elif code == FE_CLOSE and len(message.name) == 0:
-            server.unnamed = None
+            server.name_unnamed(None)
         elif code == FE_CLOSE:
             if replies.copying:
                 write_stray(server, out)
@@ -307,11 +305,17 @@ def write_unit(
     return True
 
 
-def _write_single(server: Server, message: Message, out: Writer, now: float, settled: bool) -> None:
-    """Write a statement that is one message, and queue its answer."""
+def _write_single(
+    server: Server, message: Message, out: Writer, now: float, settled: bool, alone: bool
+) -> None:
+    """Write a statement that is one message, and queue its answer.
+
+    Where the server connection has parsed the same just now, and the statement is `alone` there, its Parse isn't sent.
+    """
     message.sent_at = now
     # It may have been sent before, to a server that died.
     message.parsing = message.data[message.start] == FE_PARSE
+    message.spared = False
     message.bound = False
     statement = message.statement
     assert statement is not None
@@ -329,14 +333,26 @@ def _write_single(server: Server, message: Message, out: Writer, now: float, set
                 i64(read_i32_be(message.data, message.start + 1)),
             )
         )
+    elif not message.parsing:
+        _need_unnamed(server, statement, out)
+        out.copy(message.data, message.start, message.end)
+    elif alone and message.end == len(message.data) and server.spares_unnamed(statement, now):
+        message.parsing = False
+        message.spared = True
+        bind = message.start + 1 + i64(read_i32_be(message.data, message.start + 1))
+        out.copy(message.data, bind, message.end)
     else:
-        if server.unnamed is not statement:
-            server.unnamed = statement
-            if not message.parsing:
-                out.put(statement.unnamed_message())
-                server.replies.push(Reply(PARSE, SKIP, UNNAMED))
+        server.parses_unnamed(statement, now)
         out.copy(message.data, message.start, message.end)
     server.replies.push(message)
+
+
+def _need_unnamed(server: Server, statement: Statement, out: Writer) -> None:
+    """Make `statement` the unnamed one in front of a message that uses it, where it isn't."""
+    if server.unnamed is not statement:
+        out.put(statement.unnamed_message())
+        server.replies.push(Reply(PARSE, SKIP, UNNAMED))
+    server.name_unnamed(statement)
 
 
 def write_stray(server: Server, out: Writer) -> None:

@@ -150,7 +150,7 @@ class Check(Errand):
         server = self.server
         if server is None:
             return
-        server.unnamed = None
+        server.name_unnamed(None)
         if self.error:
             server.fail(
                 UpstreamUnavailable("an idle server connection answered with an error", extra=self.error)

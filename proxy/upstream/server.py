@@ -37,6 +37,14 @@ MAX_STATEMENTS: Final = 500
 MAX_STATEMENT_BYTES: Final = 4 * 1024 * 1024
 """Their texts together: the server keeps each several times, as text, as trees and as plans."""
 
+MAX_UNNAMED_SPARED: Final = 4
+"""Parses of one unnamed statement in a row that are not sent. PostgreSQL plans a statement with its values for five
+executions (plancache.c, choose_custom_plan), as it would behind a Parse each: it never comes to a generic plan."""
+
+UNNAMED_LASTS: Final = 1.0
+"""Seconds for which a Parse is not sent again. What a statement uses PostgreSQL looks at again by itself; but not what
+somebody beside the proxy has made since that would come first: a table earlier in the search_path, a closer function."""
+
 _NOW: Final = 1e-9
 """A time to retire at that has always come."""
 
@@ -153,10 +161,13 @@ class Server:
         # How many were ever prepared here.
         self.parses: i64 = 0
         self.unnamed: Statement | None = None
+        # Parses of it that need not be sent again, and since when.
+        self._unnamed_spares: i64 = 0
+        self._unnamed_at: float = now
         # Statements that no longer fit their tables: closed before they are parsed anew.
         self.stale: set[int] = set()
         self.preludes: set[int] = set()
-        # Parses of named statements that it was spared, as it held the statement.
+        # Parses that it was spared, as it held the statement.
         self.spared: i64 = 0
         # Cancel requests on their way to it: it is not lent to anybody else until they are done.
         self.cancels: i64 = 0
@@ -306,6 +317,25 @@ class Server:
             statements[number] = statement
         return True
 
+    def name_unnamed(self, statement: Statement | None) -> None:
+        """Note that `statement` is the unnamed one from now on, None for none, and that its next Parse is sent."""
+        self.unnamed = statement
+        self._unnamed_spares = 0
+
+    def parses_unnamed(self, statement: Statement, now: float) -> None:
+        """Note that a Parse makes `statement` the unnamed one, to be executed at once and perhaps again."""
+        self.unnamed = statement
+        self._unnamed_spares = MAX_UNNAMED_SPARED if statement.is_steady else 0
+        self._unnamed_at = now
+
+    def spares_unnamed(self, statement: Statement, now: float) -> bool:
+        """Tell whether a Parse of the unnamed `statement` need not be sent, for nothing would come of it; counts it."""
+        if self.unnamed is not statement or self._unnamed_spares == 0 or now - self._unnamed_at >= UNNAMED_LASTS:
+            return False
+        self._unnamed_spares -= 1
+        self.spared += 1
+        return True
+
     def outdate(self, statement: Statement) -> None:
         """Note that `statement` has to be parsed anew before it is used again here."""
         if self.drop(statement):
@@ -320,7 +350,7 @@ class Server:
         self.statements = {}
         self.statement_bytes = 0
         self.stale = set()
-        self.unnamed = None
+        self.name_unnamed(None)
         self.preludes = set()
 
     def fail(self, error: ClientError) -> None:

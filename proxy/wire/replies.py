@@ -53,7 +53,7 @@ from proxy.wire.codes import (
     MAX_HELD,
     MAX_MESSAGE,
 )
-from proxy.wire.messages import affected_rows, parameter_status, parameters_of, sqlstate
+from proxy.wire.messages import PARSE_COMPLETE, affected_rows, parameter_status, parameters_of, sqlstate
 
 # What was sent.
 NOTHING: Final = 0  # a Flush: owes nothing and is never queued
@@ -121,8 +121,9 @@ class Reply:
         self.edited: bool = False
         # It can be sent once more: nothing has run before it in its transaction.
         self.repeatable: bool = False
-        # Of a SINGLE: its Parse has not been answered yet; its Bind has.
+        # Of a SINGLE: its Parse has not been answered yet; it was not sent, and is answered as if; its Bind was answered.
         self.parsing: bool = False
+        self.spared: bool = False
         self.bound: bool = False
 
 
@@ -214,8 +215,9 @@ class ReplyQueue:
         # The client has got the beginning of a message and not its end: a read that breaks the protocol behind that
         # end is not forwarded.
         self._in_body: bool = False
-        # Positions in the read at hand: what is forwarded next starts at _run.
+        # Positions in the read at hand: what is forwarded next starts at _run, behind what is put in front of it.
         self._data: bytes = b""
+        self._in_front: bytes = b""
         self._run: i64 = 0
         self._base: i64 = 0
 
@@ -362,16 +364,18 @@ class ReplyQueue:
     def _forward(self, end: i64) -> None:
         """Hand the client what stands between the last cut and `end`."""
         peer = self.peer
+        data = self._data
+        n: i64 = len(data)
+        if self._run != 0 or end != n:
+            data = data[self._run : end]
+        if self._in_front:
+            data = self._in_front + data
+            self._in_front = b""
         if self.tentative:
-            self._kept_back += self._data[self._run : end]
+            self._kept_back += data
         elif peer is not None:
             self.told = True
-            data = self._data
-            n: i64 = len(data)
-            if self._run == 0 and end == n:
-                peer.forward(data)
-            else:
-                peer.forward(data[self._run : end])
+            peer.forward(data)
         self._run = end
 
     def _tell(self, message: bytes) -> None:
@@ -511,6 +515,11 @@ class ReplyQueue:
                 # What an Execute of its own would be charged with begins here.
                 head.bytes_out = -(self._base + end)
                 head.bound = True
+                if head.spared and head.mode == FORWARD:
+                    # In one piece with what follows: a write to a socket costs more than all of this.
+                    if self._run < pos:
+                        self._forward(pos)
+                    self._in_front = PARSE_COMPLETE
                 return
             if sent == BIND:
                 self._complete(head, end, now)
