@@ -126,6 +126,8 @@ class Backend:
         # What it keeps that pins a session, by the view that tells of it.
         self.kept: set[str] = set()
         self.statements: dict[str, str] = {}
+        # Every text that was parsed.
+        self.parsed: list[str] = []
         # Texts whose tables have changed, with their errors; and statements that were parsed since.
         self.stale: dict[str, str] = {}
         self.fresh: set[bytes] = set()
@@ -306,6 +308,7 @@ class Backend:
             if name and name.decode() in self.statements:
                 raise Failed("42P05")
             self.statements[name.decode()] = sql.decode()
+            self.parsed.append(sql.decode())
             self.parsed_under[sql.decode()] = self.settings["timezone"]
             if sql.decode() in self.stale:
                 self.fresh.add(name)

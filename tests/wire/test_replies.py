@@ -102,16 +102,31 @@ class Outcome:
     __hash__ = None  # type: ignore[assignment]
 
 
-def converse(sent: list[Reply], received: bytes, shown: bool = True) -> Outcome:
+class Pieces(Recorder):
+    """Keeps the pieces apart, each of which is a write to the client's socket."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forwarded: list[bytes] = []
+
+    def forward(self, data: bytes) -> None:
+        self.forwarded.append(data)
+
+
+def converse(
+    sent: list[Reply], received: bytes, shown: bool = True, tentative: bool = False
+) -> Outcome:
     """Queue what was sent and feed the server's answer in every way to cut it."""
 
     def run(pieces: list[bytes]) -> Outcome:
         recorder = Recorder(shown)
         queue = ReplyQueue()
         queue.peer = recorder
+        queue.tentative = tentative
         for reply in sent:
             pushed = Reply(reply.kind, reply.mode, reply.subject, reply.payload)
             pushed.parsing = reply.parsing
+            pushed.spared = reply.spared
             queue.push(pushed)
         queue.start()
         ready = False
@@ -397,6 +412,33 @@ def test_a_single_statement_is_one_answer(
     assert outcome.client == received + DONE + IDLE
     assert outcome.others == [("executed", "single", rows, sqlstate), ("executed", "0", 1, b"")]
     assert outcome.ready and outcome.empty
+
+
+@pytest.mark.parametrize("tentative", [False, True])
+@pytest.mark.parametrize("before", [b"", NOTICE, ZONE])
+@pytest.mark.parametrize("answer", [BOUND + COLUMNS + ROW + DONE, BOUND + EMPTY, BOUND + ERROR, BOUND + ZONE + DONE])
+def test_a_parse_that_was_not_sent_is_answered(tentative: bool, before: bytes, answer: bytes) -> None:
+    spared = single(parses=False)
+    spared.spared = True
+    outcome = converse([spared], before + answer + IDLE, tentative=tentative)
+    assert outcome.client == before + PARSED + answer + IDLE
+    assert outcome.ready and outcome.empty
+
+
+def test_what_stands_for_a_parse_comes_in_one_piece_with_the_rest() -> None:
+    spared = single(parses=False)
+    spared.spared = True
+    queue = ReplyQueue()
+    queue.peer = pieces = Pieces()
+    queue.push(spared)
+    queue.scan(BOUND + ROW + DONE + IDLE, 1.0)
+    assert pieces.forwarded == [PARSED + BOUND + ROW + DONE + IDLE]
+
+
+def test_nothing_stands_for_a_parse_where_the_bind_fails() -> None:
+    spared = single(parses=False)
+    spared.spared = True
+    assert converse([spared], ERROR + IDLE).client == ERROR + IDLE
 
 
 @pytest.mark.parametrize(("received", "undone"), [(ERROR, True), (PARSED + ERROR, False)])
