@@ -368,7 +368,7 @@ class ReplyQueue:
         n: i64 = len(data)
         if self._run != 0 or end != n:
             data = data[self._run : end]
-        if self._in_front:
+        if len(self._in_front) > 0:
             data = self._in_front + data
             self._in_front = b""
         if self.tentative:
