@@ -256,7 +256,10 @@ def _pool_counters(pools: Sequence[PoolSnapshot]) -> Iterator[Metric]:
             ),
             ("identity_claims", "Signed identities that were set on a server connection."),
             ("server_parses", "Named statements that servers were sent to parse."),
-            ("server_parses_spared", "Parses that were not sent, as the server connection held the statement already."),
+            (
+                "server_parses_spared",
+                "Parses that were not sent, as the server connection held the statement already.",
+            ),
         )
     ]
     for pool in pools:

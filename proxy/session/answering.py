@@ -9,17 +9,10 @@ from typing import Final
 from librt.strings import read_i32_be
 from mypy_extensions import i64
 
-from proxy.errors import (
-    UpstreamUnavailable,
-)
-from proxy.query.facts import POOL_PARAMETER
+from proxy.errors import UpstreamUnavailable
 from proxy.query.intent import DDL, Intent
-from proxy.query.naming import DEALLOCATE_ALL
-from proxy.query.naming import PREPARE as PREPARE_STEP
-from proxy.query.parameters import HIDDEN
 from proxy.query.prepared import Statement
-from proxy.query.route import pool_problem
-from proxy.session.collect import NO_STATEMENT, ClientStatements
+from proxy.session.following import Following
 from proxy.session.refusal import (
     DENIED,
     NOT_SUPPORTED,
@@ -29,31 +22,16 @@ from proxy.session.refusal import (
     sole_statement,
     where_part,
 )
-from proxy.session.renaming import Edit, Step, in_clients_name, tag_of
-from proxy.session.sending import BEGIN, EDITED, UNNAMED, write_stray
-from proxy.session.settings import LASTING, Look, probed
-from proxy.session.state import (
-    FOR_IDLE,
-    FOR_LOOK,
-    FOR_REPLIES,
-    FOR_SOCKET,
-    FOR_SWEEP,
-    TIGHT,
-    SessionState,
-)
+from proxy.session.sending import BEGIN, UNNAMED, write_stray
+from proxy.session.settings import Look, probed
+from proxy.session.state import FOR_IDLE, FOR_REPLIES, FOR_SOCKET, FOR_SWEEP, TIGHT
 from proxy.session.unit import Message
 from proxy.upstream.pool import Pool
 from proxy.upstream.server import Server
 from proxy.wire.codes import FE_BIND, FE_DESCRIBE
 from proxy.wire.codes import IDLE as STATUS_IDLE
-from proxy.wire.messages import (
-    SYNC,
-    TERMINATE,
-    error_fields,
-    error_response,
-    first_columns,
-)
-from proxy.wire.replies import CLOSE, NOTHING, PARSE, QUERY, SINGLE, SKIP, Reply
+from proxy.wire.messages import SYNC, TERMINATE, error_fields, error_response
+from proxy.wire.replies import NOTHING, PARSE, SKIP, Reply
 from proxy.wire.replies import SYNC as SYNC_REPLY
 
 log = logging.getLogger(__name__)
@@ -61,11 +39,9 @@ log = logging.getLogger(__name__)
 _PLAN_CHANGED: Final = "RevalidateCachedQuery"
 """The routine, never translated, that says "cached plan must not change result type"."""
 
-_READ_ONLY: Final = b"default_transaction_read_only"
 
-
-class Answering(SessionState):
-    """A borrower's callbacks: answers, records, settings read back, ReadyForQuery."""
+class Answering(Following):
+    """A borrower's callbacks: answers, records, what is asked for once more, ReadyForQuery."""
 
     def executed(self, reply: Reply) -> None:
         """Record a statement that was answered."""
@@ -197,29 +173,6 @@ class Answering(SessionState):
             begin.traceparent,
         )
 
-    def _took_effect(self, server: Server, intent: Intent) -> None:
-        """Follow a statement that changes what a session keeps, and that succeeded."""
-        if intent.sweeps:
-            self.waits &= ~FOR_SWEEP
-        if intent.unclean == "DISCARD ALL":
-            label = server.label
-            server.forget_session()
-            server.label = label
-            unnamed = self.statements.unnamed
-            self.statements = ClientStatements()
-            self.statements.unnamed = unnamed
-            self.profile = self.startup_profile
-            self._choose_pool()
-            self._unpin(server, [pin for pin in self.pins if pin not in LASTING])
-        elif "all" in intent.resets:
-            server.renew_at = 0.0
-            self._unpin(server, ["unseen settings"])
-        if intent.resets:
-            self.restores = True
-        for pin in intent.pins:
-            if pin in self.pins:
-                self.pins[pin] = True
-
     def repeats(self, reply: Reply, error: bytes) -> bool:
         """Have a statement parsed anew whose table has changed since somebody else prepared it.
 
@@ -309,147 +262,6 @@ class Answering(SessionState):
             self.waits |= FOR_IDLE
             server.crowded = True
         return True
-
-    def completed(self, reply: Reply) -> bytes:
-        """Take over what a statement of a rewritten text does to the client's names."""
-        if not isinstance(reply, Message) or reply.edit is None:
-            return b""
-        edit = reply.edit
-        number = edit.completed
-        edit.completed += 1
-        for step in edit.steps:
-            if step.number == number:
-                self._step(step)
-                return tag_of(step)
-        return b""
-
-    def _step(self, step: Step) -> None:
-        statements = self.statements
-        if step.verb == PREPARE_STEP:
-            statements.put(step.name, step.statement)
-            return
-        if step.verb == DEALLOCATE_ALL:
-            statements.named = {}
-            statements.named_bytes = 0
-        else:
-            statements.drop(step.name)
-        if self.server is not None:
-            self.server.drop(step.statement)
-
-    def _unstep(self, edit: Edit) -> None:
-        """Note what a rewritten text that is over has not prepared."""
-        server = self.server
-        for step in edit.steps:
-            if step.verb == PREPARE_STEP and step.number >= edit.completed and server is not None:
-                server.drop(step.statement)
-
-    def retold(self, reply: Reply, error: bytes) -> bytes:
-        """Tell an error of a rewritten text, or of a statement under the server's name, in the client's own names."""
-        if not isinstance(reply, Message):
-            return error
-        statement = reply.statement
-        if statement is not None and (reply.name or reply.edit is not None):
-            error = in_clients_name(error, EDITED if reply.edit is not None else statement.name, reply.name)
-        if reply.edit is None:
-            return error
-        return b"" if reply.edit.failed else reply.edit.retell(error)
-
-    def undone(self, reply: Reply, later: Reply | None) -> None:
-        """Take back what a Parse, Close or Query that was skipped, or a Parse that failed, had changed."""
-        server = self.server
-        if isinstance(reply, Message):
-            if reply.edit is not None:
-                self._unstep(reply.edit)
-            elif reply.kind == SINGLE:
-                if reply.parsing:
-                    self._forget_unnamed()
-                    self._restore_unnamed(reply, later)
-            elif reply.kind == PARSE:
-                if reply.error is not None:
-                    return
-                if not reply.name:
-                    self._forget_unnamed()
-                    self._restore_unnamed(reply, later)
-                    return
-                self.statements.drop(reply.name)
-                if reply.prepares and reply.statement is not None and server is not None:
-                    server.drop(reply.statement)
-            elif reply.kind == CLOSE and reply.name and reply.statement is not None:
-                self.statements.drop(reply.name)
-                self.statements.put(reply.name, reply.statement)
-            else:
-                self._restore_unnamed(reply, later)
-            return
-        subject = reply.subject
-        if subject is UNNAMED:
-            self._forget_unnamed()
-        elif isinstance(subject, Statement) and server is not None:
-            if reply.kind == PARSE:
-                server.drop(subject)
-            else:
-                # The server has it still: it is closed before it is parsed again.
-                server.stale.add(subject.number)
-
-    def _forget_unnamed(self) -> None:
-        """Note that the server's unnamed statement is not what it was to become: it is parsed again where needed."""
-        if self.server is not None:
-            self.server.name_unnamed(None)
-
-    def _restore_unnamed(self, message: Message, later: Reply | None) -> None:
-        """Make the unnamed statement what it was before `message`; or none, where a Parse has failed itself.
-
-        What changes it behind `message`, be it sent or not, is told so: it may be undone as well.
-        """
-        before = message.subject
-        if before is None:
-            return
-        if message.sqlstate:
-            before = NO_STATEMENT
-        while later is not None:
-            if later.subject is not None and isinstance(later, Message):
-                later.subject = before
-                return
-            later = later.next
-        unit = self.held_unit if self.held_unit is not None else self.unit
-        unsent = unit.first
-        while unsent is not None:
-            if unsent.subject is not None:
-                unsent.subject = before
-                return
-            unsent = unsent.following
-        self.statements.unnamed = before if isinstance(before, Statement) else None
-
-    def shows(self, name: bytes, value: bytes) -> bytes | None:
-        """Return what the client is to see of this ParameterStatus: only what changes for itself."""
-        server = self.server
-        parameter = name.decode("utf-8", "replace").lower()
-        if name in HIDDEN:
-            # Where the client itself chose it, it is told.
-            if name != _READ_ONLY or parameter not in self.touched:
-                return None
-        elif server is not None:
-            default = server.defaults.get(name)
-            chosen = self.profile.get(parameter)
-            if value != (default if chosen is None else chosen.encode()):
-                # Whatever changed it: a function may have.
-                self.touched.setdefault(parameter, False)
-                self.looks = True
-            begun = self.startup_profile.get(parameter)
-            if begun is not None and value == default and self.touched.get(parameter, False):
-                value = self.start_reports.get(name, begun.encode())
-                if name == b"application_name":
-                    # Not tried on a server at the login, so that sessions share what was.
-                    value = begun.encode()
-        if self.reported.get(name) == value:
-            return None
-        self.reported[name] = value
-        return value
-
-    def row(self, reply: Reply, data: bytes, start: i64, end: i64) -> None:
-        """Keep what the server answered to a look."""
-        look = self.look
-        if look is not None and reply.subject is look:
-            look.row = first_columns(data, start, end)
 
     def injected_failed(self, reply: Reply, data: bytes, start: i64, end: i64) -> None:
         """End the session: its identity or parameters could not be set, so nothing may run for it there."""
@@ -609,79 +421,3 @@ class Answering(SessionState):
         """Go on reading from the client."""
         self.waits &= ~FOR_SOCKET
         self.go_on(time.monotonic())
-
-    def _look(self, server: Server) -> bool:
-        """Ask the server about settings that the client has touched, and about pins; True if it was asked."""
-        self.looks = False
-        look = Look(server, self.touched, self.pins)
-        self.touched = {}
-        if not look.needed:
-            return False
-        self.look = look
-        # As any simple query does (manual, "Extended Query").
-        server.name_unnamed(None)
-        question = Reply(QUERY, SKIP, look)
-        question.sent_at = server.last_byte_at
-        server.replies.push(question)
-        server.outlet.write(look.query())
-        self.waits |= FOR_LOOK
-        return True
-
-    def _apply_look(self, server: Server) -> None:
-        """Make what the server says the session's own."""
-        self.waits &= ~FOR_LOOK
-        look = self.look
-        self.look = None
-        assert look is not None
-        if not look.answered:
-            # A statement_timeout of next to nothing, say: the session stays where its settings are.
-            if look.touched:
-                self.pin("unseen settings")
-            return
-        profiles = self.database.profiles
-        if look.touched:
-            wanted, actual = look.apply(server, self.profile, self.startup_profile, profiles.empty)
-            self.profile = profiles.of(wanted)
-            server.profile = profiles.of(actual)
-            self._choose_pool()
-        self._unpin(server, look.gone())
-
-    def _choose_pool(self) -> None:
-        """Go by sluice.pool, which is a setting like any other; a pool that the key cannot have is none."""
-        asked = self.profile.get(POOL_PARAMETER) or ""
-        if asked != self.asked_pool:
-            self.asked_pool = "" if pool_problem(asked, self.key.is_admin) else asked
-            self.routed = None
-
-    def pin(self, reason: str) -> None:
-        """Keep the server connection from now on."""
-        if reason in self.pins:
-            return
-        pool = self.pool
-        self.pins[reason] = False
-        if pool is None or self.database.session_mode:
-            # There it keeps the connection anyhow.
-            return
-        pool.stats.pins.add(reason)
-        if reason not in self.pins_told:
-            # Once: a session may take and release a lock a thousand times.
-            self.pins_told += (reason,)
-            log.info(
-                "session %d keeps a connection of pool %s on %s: %s", self.pid, pool.name, pool.host, reason
-            )
-        if not self.pinned:
-            self.pinned = reason
-            pool.pinned += 1
-
-    def _unpin(self, server: Server, reasons: list[str]) -> None:
-        """Forget reasons for keeping the connection; without any it is given back, to be reset first."""
-        for reason in reasons:
-            self.pins.pop(reason, None)
-        if not self.pinned:
-            return
-        if self.pins:
-            self.pinned = next(iter(self.pins))
-            return
-        log.debug("session %d no longer keeps its connection", self.pid)
-        server.unclean = self.pinned
-        self._release_pin()

@@ -478,7 +478,7 @@ class Lending(Caching):
         self._dispatch(anew(kept), time.monotonic())
 
     def turn(self, now: float) -> None:
-        """Send a read that was refused once more, to the primary if need be; the connection that refused it goes back."""
+        """Send a read that was refused once more, to the primary if need be; its connection goes back."""
         server = self.server
         pool = self.pool
         kept = self.kept

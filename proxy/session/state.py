@@ -1,9 +1,11 @@
 """What a session knows, and how it ends.
 
-The lowest of the seven layers of a client's session, each a module and a class that builds on the one before:
+The lowest of the nine layers of a client's session, each a module and a class that builds on the one before:
 
     SessionState (state)      fields, cancel, timeouts, endings
-    Answering    (answering)  what comes back: records, settings, the connection's return
+    Naming       (naming)     the client's names of prepared statements, as answers confirm or undo them
+    Following    (following)  settings and pins, as statements leave them behind
+    Answering    (answering)  what comes back: records, what is asked once more, the connection's return
     Preparing    (preparing)  what goes before a unit: identity, parameters; units that go nowhere
     Deferring    (deferring)  units that need no server: BEGIN held back; the target of those that do
     Caching      (caching)    units whose result is kept, and keeping it

@@ -43,7 +43,7 @@ executions (plancache.c, choose_custom_plan), as it would behind a Parse each: i
 
 UNNAMED_LASTS: Final = 1.0
 """Seconds for which a Parse is not sent again. What a statement uses PostgreSQL looks at again by itself; but not what
-somebody beside the proxy has made since that would come first: a table earlier in the search_path, a closer function."""
+was made past the proxy since, and would come first: a table earlier in the search_path, a closer function."""
 
 _NOW: Final = 1e-9
 """A time to retire at that has always come."""
@@ -329,8 +329,12 @@ class Server:
         self._unnamed_at = now
 
     def spares_unnamed(self, statement: Statement, now: float) -> bool:
-        """Tell whether a Parse of the unnamed `statement` need not be sent, for nothing would come of it; counts it."""
-        if self.unnamed is not statement or self._unnamed_spares == 0 or now - self._unnamed_at >= UNNAMED_LASTS:
+        """Tell whether a Parse of the unnamed `statement` need not be sent, and count it."""
+        if (
+            self.unnamed is not statement
+            or self._unnamed_spares == 0
+            or now - self._unnamed_at >= UNNAMED_LASTS
+        ):
             return False
         self._unnamed_spares -= 1
         self.spared += 1

@@ -121,7 +121,7 @@ class Reply:
         self.edited: bool = False
         # It can be sent once more: nothing has run before it in its transaction.
         self.repeatable: bool = False
-        # Of a SINGLE: its Parse has not been answered yet; it was not sent, and is answered as if; its Bind was answered.
+        # Of a SINGLE: its Parse has not been answered yet; was not sent, and is answered here; its Bind was answered.
         self.parsing: bool = False
         self.spared: bool = False
         self.bound: bool = False

@@ -377,7 +377,8 @@ def write_chart(results: Results, path: Path) -> None:
     axes.set_yticks(places, [case.title for case in CASES])
     axes.invert_yaxis()
     axes.margins(x=0.1)
-    axes.set_title(f"round trips for which a client waits, through a Cloudflare tunnel of {results.round_trip * 1000:.0f} ms")
+    milliseconds = f"{results.round_trip * 1000:.0f}"
+    axes.set_title(f"round trips for which a client waits, through a Cloudflare tunnel of {milliseconds} ms")
     axes.legend(loc="lower right", frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=120)

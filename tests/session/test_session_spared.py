@@ -1,4 +1,4 @@
-"""Parses of the unnamed statement that aren't sent, as its server connection has parsed it just now: no client can tell."""
+"""Parses of the unnamed statement that aren't sent, as its server connection has just done that: no client can tell."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def parses(world: World, sql: str = READ) -> int:
     return backend(world).parsed.count(sql)
 
 
-def test_one_parse_for_as_many_executions_as_are_planned_with_their_values(world: World, client: Client) -> None:
+def test_one_parse_for_as_many_executions_as_are_planned_with_their_values(
+    world: World, client: Client
+) -> None:
     for number in range(3 * (1 + MAX_UNNAMED_SPARED)):
         assert kinds(client.ask(run(READ))) == ANSWER
         assert parses(world) == 1 + number // (1 + MAX_UNNAMED_SPARED)

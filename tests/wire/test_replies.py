@@ -113,9 +113,7 @@ class Pieces(Recorder):
         self.forwarded.append(data)
 
 
-def converse(
-    sent: list[Reply], received: bytes, shown: bool = True, tentative: bool = False
-) -> Outcome:
+def converse(sent: list[Reply], received: bytes, shown: bool = True, tentative: bool = False) -> Outcome:
     """Queue what was sent and feed the server's answer in every way to cut it."""
 
     def run(pieces: list[bytes]) -> Outcome:
@@ -416,7 +414,9 @@ def test_a_single_statement_is_one_answer(
 
 @pytest.mark.parametrize("tentative", [False, True])
 @pytest.mark.parametrize("before", [b"", NOTICE, ZONE])
-@pytest.mark.parametrize("answer", [BOUND + COLUMNS + ROW + DONE, BOUND + EMPTY, BOUND + ERROR, BOUND + ZONE + DONE])
+@pytest.mark.parametrize(
+    "answer", [BOUND + COLUMNS + ROW + DONE, BOUND + EMPTY, BOUND + ERROR, BOUND + ZONE + DONE]
+)
 def test_a_parse_that_was_not_sent_is_answered(tentative: bool, before: bytes, answer: bytes) -> None:
     spared = single(parses=False)
     spared.spared = True
