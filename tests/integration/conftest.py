@@ -18,6 +18,8 @@ from tests.integration.support import DATABASE, DEBIAN, Installation, Login, Pro
 # The wheel's PostgreSQL is built without TLS.
 collect_ignore = [] if DEBIAN else ["test_cloudflare.py", "test_tls_servers.py"]
 
+StartProxy = Callable[..., Proxy]
+
 
 class MakeKey(Protocol):
     def __call__(self, permissions: list[str] = ..., user: str = ...) -> tuple[str, str]: ...
@@ -63,7 +65,7 @@ def proxy(installation: Installation) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def start_proxy(installation: Installation, tmp_path: Path) -> Iterator[Callable[..., Proxy]]:
+def start_proxy(installation: Installation, tmp_path: Path) -> Iterator[StartProxy]:
     """Give a function that starts a proxy for this test alone, with changes to the configuration."""
     started: list[Proxy] = []
 
@@ -80,6 +82,12 @@ def start_proxy(installation: Installation, tmp_path: Path) -> Iterator[Callable
             running.stop()
 
 
+@pytest.fixture
+def own(start_proxy: StartProxy) -> Proxy:
+    """Give a proxy that a test may stop, pause and reconfigure."""
+    return start_proxy()
+
+
 @pytest.fixture(scope="session")
 def make_key(installation: Installation) -> MakeKey:
     """Give a function that makes a key and returns its id and the whole key."""
@@ -91,6 +99,18 @@ def make_key(installation: Installation) -> MakeKey:
         return installation.generate_key(user, permissions)
 
     return make
+
+
+@pytest.fixture
+def operator(own: Proxy, make_key: MakeKey) -> Login:
+    """Give the login of an administrator at `own`."""
+    return own.login(*make_key(["admin"], "operator@example.com"))
+
+
+@pytest.fixture
+def application(own: Proxy, make_key: MakeKey) -> Login:
+    """Give the login of a client that may read and write, at `own`."""
+    return own.login(*make_key(["read:tasks", "write:tasks"], "application@example.com"))
 
 
 @pytest.fixture(scope="session")

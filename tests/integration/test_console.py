@@ -1,12 +1,8 @@
-"""The admin console on a real proxy: psql and drivers, permissions, and what each command does to clients at work."""
+"""The admin console on a real proxy: what it shows psql and drivers, who may enter, and what is recorded of them."""
 
 from __future__ import annotations
 
 import json
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,68 +11,15 @@ import pytest
 import yaml
 from psycopg.rows import dict_row
 
-from tests.drills.stage import staged
-from tests.integration.conftest import MakeKey, MakeTable
+from tests.integration.conftest import MakeKey, StartProxy
+from tests.integration.consoles import console, of_app, show
 from tests.integration.support import Installation, Login, Proxy, wait_until
-
-StartProxy = Callable[..., Proxy]
-
-
-def console(login: Login, name: str = "pgsluice") -> Login:
-    return replace(login, database=name)
-
-
-def show(login: Login, subject: str) -> list[dict[str, Any]]:
-    with console(login).connect(row_factory=dict_row) as connection:
-        return connection.execute(f"SHOW {subject}").fetchall()
-
-
-def of_app(login: Login, subject: str) -> dict[str, Any]:
-    """Return the row of database `app`."""
-    rows = show(login, subject)
-    return next(row for row in rows if "app" in (row.get("database"), row.get("name")))
-
-
-@pytest.fixture
-def own(start_proxy: StartProxy) -> Proxy:
-    """Give a proxy that a test may stop, pause and reconfigure."""
-    return start_proxy()
-
-
-@pytest.fixture
-def operator(own: Proxy, make_key: MakeKey) -> Login:
-    return own.login(*make_key(["admin"], "operator@example.com"))
-
-
-@pytest.fixture
-def application(own: Proxy, make_key: MakeKey) -> Login:
-    return own.login(*make_key(["read:tasks", "write:tasks"], "application@example.com"))
 
 
 @pytest.fixture(scope="session")
 def observer(proxy: Proxy, make_key: MakeKey) -> Login:
     """Give the login of a monitoring system."""
     return proxy.login(*make_key(["read:metrics"], "observer@example.com"))
-
-
-@contextmanager
-def in_thread(work: Callable[[], object]) -> Iterator[threading.Thread]:
-    """Run `work` beside; its exception fails the test at the end."""
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as failure:
-            failures.append(failure)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    yield thread
-    thread.join(30.0)
-    assert not thread.is_alive()
-    if failures:
-        raise failures[0]
 
 
 # -- reading
@@ -235,6 +178,15 @@ def test_passwords_are_not_shown(own: Proxy, operator: Login) -> None:
     assert settings["max_client_conn"] == "5000"
 
 
+def test_a_client_that_talks_nonsense_is_told_so_and_ended(own: Proxy, operator: Login) -> None:
+    with console(operator).connect() as connection:
+        with pytest.raises(psycopg.Error):
+            connection.execute("SHOW ROUTE '" + "x" * 70_000 + "'")
+        assert connection.closed
+    with console(operator).connect() as connection:
+        assert connection.execute("SHOW VERSION").fetchall()
+
+
 # -- permissions
 
 
@@ -302,6 +254,22 @@ def recorded(installation: Installation, key_id: str, at_least: int) -> list[dic
         )
 
 
+def test_json_lines_tell_of_commands_too(own: Proxy, operator: Login) -> None:
+    with console(operator).connect() as connection:
+        connection.execute("RECONNECT app")
+
+    def line() -> dict[str, Any] | None:
+        for text in own.output.read_text().splitlines():
+            record: dict[str, Any] = json.loads(text)
+            if record.get("event") == "admin":
+                return record
+        return None
+
+    record = wait_until(line)
+    assert record is not None
+    assert (record["statement"], record["key_id"]) == ("RECONNECT app", operator.user)
+
+
 def test_a_wrong_key_does_not_reach_the_console(observer: Login) -> None:
     wrong = replace(console(observer), password=observer.password[:-1] + "?")
     with pytest.raises(psycopg.OperationalError, match="API key rejected"):
@@ -347,337 +315,3 @@ def test_a_database_of_that_name_comes_before_the_console(
         assert connection.execute("SELECT current_database()").fetchone() == ("app",)
     with console(login, "pgsluice").connect() as connection:
         assert connection.execute("SELECT current_database()").fetchone() == ("pgsluice",)
-
-
-# -- PAUSE and RESUME
-
-
-@pytest.mark.long
-def test_under_load_a_pause_stops_everything_and_no_statement_fails(
-    start_proxy: StartProxy, make_key: MakeKey, make_table: MakeTable, installation: Installation
-) -> None:
-    # A statement that waits for the end of the pause doesn't run into acquire_timeout.
-    proxy = start_proxy({"databases": {"app": {"pool_defaults": {"acquire_timeout": "500ms"}}}})
-    operator = proxy.login(*make_key(["admin"]))
-    application = proxy.login(*make_key())
-    table = make_table("id integer PRIMARY KEY, n integer", "SELECT i, 0 FROM generate_series(1, 8) i")
-    script = (
-        f"\\set id random(1, 8)\nSELECT n FROM {table} WHERE id = :id;\n"
-        f"BEGIN;\nUPDATE {table} SET n = n + 1 WHERE id = :id;\nSELECT 1;\nCOMMIT;\n"
-    )
-
-    def pgbench() -> None:
-        done = application.run(
-            "pgbench", "-n", "-c", "4", "-T", "8", "-f", "/dev/stdin", script=script, timeout=60.0
-        )
-        assert done.returncode == 0, done.stderr
-        assert "number of failed transactions: 0 " in done.stdout
-
-    with in_thread(pgbench), console(operator).connect(row_factory=dict_row) as connection:
-
-        def transactions() -> int:
-            row = connection.execute("SHOW STATS_TOTALS").fetchall()[0]
-            return int(row["xact_count"])
-
-        wait_until(lambda: transactions() > 100)
-        connection.execute("PAUSE")
-        assert connection.execute("SHOW SERVERS").fetchall() == []
-        paused_at = transactions()
-        waiting = wait_until(lambda: of_pools(connection, "cl_waiting") == 4)
-        assert waiting
-        wait_until(lambda: of_pools(connection, "maxwait_us") + of_pools(connection, "maxwait") * 1e6 > 1e6)
-        assert transactions() == paused_at
-        assert connection.execute("SHOW STATE").fetchall()[1] == {"key": "paused", "value": "yes"}
-        database = connection.execute("SHOW DATABASES").fetchall()[0]
-        assert (database["paused"], database["current_connections"]) == (1, 0)
-        connection.execute("RESUME")
-        wait_until(lambda: transactions() > paused_at + 50)
-        assert of_pools(connection, "cl_waiting") < 4
-    with installation.superuser().connect() as primary:
-        (total,) = primary.execute(f"SELECT sum(n) FROM {table}").fetchone() or (0,)
-    assert total > 100
-
-
-def of_pools(connection: psycopg.Connection[Any], column: str) -> int:
-    return sum(int(row[column]) for row in connection.execute("SHOW POOLS").fetchall())
-
-
-def test_a_pause_waits_for_open_transactions_and_a_cancel_takes_it_back(
-    own: Proxy, operator: Login, application: Login
-) -> None:
-    with application.connect(autocommit=False) as busy, console(operator).connect() as connection:
-        busy.execute("SELECT pg_backend_pid()")
-
-        def cancelled() -> None:
-            with pytest.raises(psycopg.errors.QueryCanceled):
-                connection.execute("PAUSE")
-
-        with in_thread(cancelled):
-            wait_until(lambda: of_app(operator, "DATABASES")["paused"] == 1)
-            assert busy.execute("SELECT 2").fetchone() == (2,)
-            connection.cancel()
-        assert of_app(operator, "DATABASES")["paused"] == 0
-        with in_thread(lambda: connection.execute("PAUSE")) as pausing:
-            wait_until(lambda: of_app(operator, "DATABASES")["paused"] == 1)
-            assert pausing.is_alive()
-            busy.commit()
-            pausing.join(10.0)
-            assert not pausing.is_alive()
-        connection.execute("RESUME")
-        assert busy.execute("SELECT 3").fetchone() == (3,)
-
-
-def test_a_statement_that_waits_for_the_end_of_a_pause_can_be_cancelled(
-    own: Proxy, operator: Login, application: Login
-) -> None:
-    with application.connect() as connection, console(operator).connect() as commands:
-        commands.execute("PAUSE app")
-
-        def cancelled() -> None:
-            with pytest.raises(psycopg.errors.QueryCanceled):
-                connection.execute("SELECT 1")
-
-        with in_thread(cancelled):
-            wait_until(lambda: any(row["state"] == "waiting" for row in show(operator, "CLIENTS")))
-            connection.cancel()
-        commands.execute("RESUME app")
-        assert connection.execute("SELECT 1").fetchone() == (1,)
-
-
-def test_logins_wait_for_the_end_of_a_pause(own: Proxy, operator: Login, application: Login) -> None:
-    with console(operator).connect() as commands:
-        commands.execute("PAUSE")
-        # Parameters that no server has seen yet: they are tried on one at the login.
-        with in_thread(lambda: application.connect(options="-c work_mem=5MB").close()) as entering:
-            wait_until(lambda: show(operator, "LISTS")[7]["items"] > 0)
-            entering.join(0.5)
-            assert entering.is_alive()
-            commands.execute("RESUME")
-
-
-def test_what_is_not_paused_is_not_resumed(own: Proxy, operator: Login) -> None:
-    with console(operator).connect() as connection:
-        for command in ("RESUME", "RESUME app"):
-            with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
-                connection.execute(command)
-        with pytest.raises(psycopg.errors.InvalidCatalogName):
-            connection.execute("PAUSE elsewhere")
-
-
-@pytest.mark.long
-def test_behind_a_pause_the_database_is_restarted_and_no_client_sees_it() -> None:
-    tables = (
-        "CREATE TABLE public.notes (n integer)",
-        "GRANT SELECT, INSERT ON public.notes TO sluice_readwrite",
-    )
-    with staged(1, tables) as stage:
-        operator = stage.proxy.login(*stage.installation.generate_key("operator@example.com", ["admin"]))
-        (application,) = stage.logins(1)
-        done = threading.Event()
-        written = 0
-
-        def write() -> None:
-            nonlocal written
-            with application.connect() as connection:
-                while not done.is_set():
-                    connection.execute("INSERT INTO notes VALUES (1)")
-                    written += 1
-
-        with console(operator).connect() as commands, in_thread(write):
-            try:
-                wait_until(lambda: written > 20)
-                commands.execute("PAUSE")
-                # The answer to the last one may still be on its way to its client.
-                time.sleep(0.3)
-                before = written
-                stage.cluster.primary.stop()
-                stage.cluster.primary.start()
-                assert written == before
-                commands.execute("RESUME")
-                wait_until(lambda: written > before + 20)
-            finally:
-                done.set()
-        with stage.installation.superuser().connect() as primary:
-            assert primary.execute("SELECT count(*) FROM notes").fetchone() == (written,)
-        assert stage.tracebacks() == []
-
-
-# -- the other commands
-
-
-def test_a_client_is_killed_by_its_id(own: Proxy, operator: Login, application: Login) -> None:
-    with application.connect() as connection, console(operator).connect() as commands:
-        assert connection.execute("SELECT 1").fetchone() == (1,)
-        commands.execute(f"KILL_CLIENT {connection.info.backend_pid}")
-        with pytest.raises(psycopg.errors.AdminShutdown, match="administrator command"):
-            connection.execute("SELECT 1")
-        with pytest.raises(psycopg.errors.InvalidParameterValue):
-            commands.execute(f"KILL_CLIENT {connection.info.backend_pid}")
-
-
-def test_killing_a_client_ends_its_statement_on_the_server(
-    own: Proxy, operator: Login, application: Login, installation: Installation
-) -> None:
-    with application.connect() as connection, console(operator).connect() as commands:
-
-        def killed() -> None:
-            with pytest.raises(psycopg.errors.AdminShutdown):
-                connection.execute("SELECT pg_sleep(60)")
-
-        sleeping = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
-        servers = [installation.superuser(server) for server in installation.cluster.servers]
-
-        def asleep() -> int:
-            count = 0
-            for server in servers:
-                with server.connect() as superuser:
-                    (found,) = superuser.execute(sleeping).fetchone() or (0,)
-                    count += found
-            return count
-
-        with in_thread(killed):
-            wait_until(lambda: asleep() == 1)
-            commands.execute(f"KILL_CLIENT {connection.info.backend_pid}")
-        wait_until(lambda: asleep() == 0)
-
-
-def test_killing_a_database_ends_its_clients_and_new_ones_wait_for_resume(
-    own: Proxy, operator: Login, application: Login
-) -> None:
-    with application.connect() as connection, console(operator).connect() as commands:
-        connection.execute("SELECT 1")
-        commands.execute("KILL app")
-        with pytest.raises(psycopg.errors.AdminShutdown):
-            connection.execute("SELECT 1")
-        assert show(operator, "SERVERS") == []
-        with application.connect() as later, in_thread(lambda: later.execute("SELECT 1")) as waiting:
-            wait_until(lambda: of_pools_of(operator, "cl_waiting") == 1)
-            assert waiting.is_alive()
-            commands.execute("RESUME")
-
-
-def of_pools_of(login: Login, column: str) -> int:
-    return sum(int(row[column]) for row in show(login, "POOLS"))
-
-
-def test_a_disabled_database_takes_nobody_new(own: Proxy, operator: Login, application: Login) -> None:
-    with application.connect() as connection, console(operator).connect() as commands:
-        commands.execute("DISABLE app")
-        with pytest.raises(psycopg.OperationalError, match='database "app" takes no new connections'):
-            application.connect()
-        assert connection.execute("SELECT 1").fetchone() == (1,)
-        assert of_app(operator, "DATABASES")["disabled"] == 1
-        commands.execute("ENABLE app")
-        application.connect().close()
-
-
-def test_reconnect_renews_every_server_connection(own: Proxy, operator: Login, application: Login) -> None:
-    with application.connect(autocommit=False) as busy, console(operator).connect() as commands:
-        busy.execute("SELECT pg_backend_pid()")
-        before = {row["ptr"] for row in show(operator, "SERVERS")}
-        commands.execute("RECONNECT")
-        kept = [row for row in show(operator, "SERVERS") if row["ptr"] in before]
-        assert [(row["state"], row["close_needed"]) for row in kept] == [("active", 1)]
-        with in_thread(lambda: commands.execute("WAIT_CLOSE app")) as waiting:
-            waiting.join(0.3)
-            assert waiting.is_alive()
-            busy.commit()
-        assert not before & {row["ptr"] for row in show(operator, "SERVERS")}
-        assert busy.execute("SELECT 1").fetchone() == (1,)
-
-
-def test_reload_takes_over_what_it_can_and_tells_what_it_cannot(own: Proxy, operator: Login) -> None:
-    content = yaml.safe_load(own.config.read_text())
-    content["databases"]["app"]["pools"]["primary"]["max"] = 17
-    content["listen"]["port"] = 7777
-    own.config.write_text(yaml.safe_dump(content))
-    with console(operator).connect() as connection:
-        notices: list[str] = []
-        connection.add_notice_handler(lambda notice: notices.append(notice.message_primary or ""))
-        connection.execute("RELOAD")
-        assert notices == ["a restart is needed for: listen.port"]
-        settings = {row[0]: row[1] for row in connection.execute("SHOW CONFIG").fetchall()}
-        assert settings["databases.app.pools.primary.max"] == "17"
-        assert settings["listen.port"] == str(own.port)
-
-
-def test_reload_refuses_what_has_errors_and_says_which(own: Proxy, operator: Login) -> None:
-    own.config.write_text(own.config.read_text().replace("max: 10", "max: none"))
-    with console(operator).connect() as connection:
-        with pytest.raises(psycopg.errors.ConfigFileError) as refused:
-            connection.execute("RELOAD")
-        assert "databases.app.pools.primary.max" in (refused.value.diag.message_detail or "")
-        assert connection.execute("SHOW VERSION").fetchall()
-
-
-def test_shutdown_drains_and_exits(own: Proxy, operator: Login, application: Login) -> None:
-    with application.connect(autocommit=False) as busy, console(operator).connect() as connection:
-        busy.execute("SELECT 1")
-        assert connection.execute("SHUTDOWN").statusmessage == "SHUTDOWN"
-        with pytest.raises(psycopg.OperationalError):
-            wait_until(lambda: connection.execute("SELECT 1") is None)
-        assert busy.execute("SELECT 2").fetchone() == (2,)
-        busy.commit()
-        assert own.process.wait(20.0) == 0
-
-
-def test_shutdown_can_wait_for_all_clients_to_leave(own: Proxy, operator: Login, application: Login) -> None:
-    with application.connect() as idle, console(operator).connect() as connection:
-        connection.execute("SHUTDOWN WAIT_FOR_CLIENTS")
-        with pytest.raises(psycopg.OperationalError):
-            application.connect()
-        assert idle.execute("SELECT 1").fetchone() == (1,)
-        assert connection.execute("SHOW VERSION").fetchall()
-        assert own.process.poll() is None
-    assert own.process.wait(20.0) == 0
-
-
-def test_sigterm_ends_visitors_of_the_console(own: Proxy, operator: Login) -> None:
-    with console(operator).connect() as connection:
-        began = time.monotonic()
-        own.stop()
-        assert time.monotonic() - began < 10.0
-        with pytest.raises(psycopg.errors.AdminShutdown):
-            connection.execute("SELECT 1")
-
-
-def test_sigterm_does_not_wait_for_the_end_of_a_pause(
-    own: Proxy, operator: Login, application: Login
-) -> None:
-    with application.connect() as connection, console(operator).connect() as commands:
-        commands.execute("PAUSE")
-
-        def refused() -> None:
-            with pytest.raises(psycopg.errors.AdminShutdown):
-                connection.execute("SELECT 1")
-
-        with in_thread(refused):
-            wait_until(lambda: of_pools_of(operator, "cl_waiting") == 1)
-            began = time.monotonic()
-            own.stop()
-            assert time.monotonic() - began < 10.0
-
-
-def test_a_client_that_talks_nonsense_is_told_so_and_ended(own: Proxy, operator: Login) -> None:
-    with console(operator).connect() as connection:
-        with pytest.raises(psycopg.Error):
-            connection.execute("SHOW ROUTE '" + "x" * 70_000 + "'")
-        assert connection.closed
-    with console(operator).connect() as connection:
-        assert connection.execute("SHOW VERSION").fetchall()
-
-
-def test_json_lines_tell_of_commands_too(own: Proxy, operator: Login) -> None:
-    with console(operator).connect() as connection:
-        connection.execute("RECONNECT app")
-
-    def line() -> dict[str, Any] | None:
-        for text in own.output.read_text().splitlines():
-            record: dict[str, Any] = json.loads(text)
-            if record.get("event") == "admin":
-                return record
-        return None
-
-    record = wait_until(line)
-    assert record is not None
-    assert (record["statement"], record["key_id"]) == ("RECONNECT app", operator.user)

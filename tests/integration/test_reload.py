@@ -17,10 +17,9 @@ import psycopg
 import pytest
 import yaml
 
-from tests.integration.conftest import MakeKey, MakeTable
+from tests.integration.conftest import MakeKey, MakeTable, StartProxy
 from tests.integration.support import DATABASE, Installation, Login, Proxy, merged, wait_until
 
-StartProxy = Callable[..., Proxy]
 Edit = Callable[[dict[str, Any]], None]
 
 DONE = "configuration read again"
@@ -28,18 +27,8 @@ REFUSED = "reload refused, the old configuration stays"
 
 
 @pytest.fixture
-def own(start_proxy: StartProxy) -> Proxy:
-    return start_proxy()
-
-
-@pytest.fixture
 def operator(own: Proxy, make_key: MakeKey) -> Login:
     return replace(own.login(*make_key(["admin"], "operator@example.com")), database="pgsluice")
-
-
-@pytest.fixture
-def application(own: Proxy, make_key: MakeKey) -> Login:
-    return own.login(*make_key())
 
 
 def edited(proxy: Proxy) -> dict[str, Any]:
