@@ -14,6 +14,19 @@ from tests.integration.support import DATABASE, Installation, Proxy, merged
 
 TASKS: Final = "tasks"
 WRITER: Final = ("read:tasks", "write:tasks")
+# What each kind is made of, and a status that it may have next.
+ITEMS: Final = {
+    "tasks": {"title": "a task"},
+    "executions": {"agent_type": "codegen"},
+    "validations": {"validation_type": "tests"},
+    "workflows": {"name": "a workflow"},
+}
+STATUS: Final = {
+    "tasks": "in_progress",
+    "executions": "running",
+    "validations": "running",
+    "workflows": "active",
+}
 
 
 @dataclass(frozen=True)
@@ -62,3 +75,21 @@ class TasksProxy(Proxy):
             installation, directory, merged({"databases": {DATABASE: {"database": TASKS}}}, changes or {})
         )
         self.config.write_text(self.config.read_text().replace(f"\n  {DATABASE}:\n", f"\n  {TASKS}:\n"))
+
+
+def make(client: httpx.Client, name: str = "tasks", /, **fields: Any) -> dict[str, Any]:
+    """Make one of `name`, with a task of its own where it needs one."""
+    if name in ("executions", "validations") and "task_id" not in fields:
+        fields["task_id"] = make(client)["id"]
+    answer = client.post(f"/{name}", json={**ITEMS[name], **fields})
+    assert answer.status_code == 201, answer.text
+    made: dict[str, Any] = answer.json()
+    return made
+
+
+def code(answer: httpx.Response) -> tuple[int, str]:
+    """Return the status of an error's answer, and its code."""
+    error = answer.json()["error"]
+    assert error.keys() == {"code", "message", "detail"}, error
+    assert all(isinstance(each, str) for each in error.values()), error
+    return answer.status_code, error["code"]

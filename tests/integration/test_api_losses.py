@@ -16,13 +16,13 @@ import pytest
 
 from proxy.setup import setup
 from tests.drills.relay import Relay
-from tests.integration.apis import TASKS, Api, TasksProxy
-from tests.integration.support import DATABASE, Installation, Proxy, wait_until
+from tests.integration.apis import TASKS, Api, TasksProxy, code
+from tests.integration.conftest import StartProxy
+from tests.integration.support import DATABASE, Installation, wait_until
 
 pytest_plugins = ["tests.integration.tasksapi"]
 
 StartApi = Callable[..., Api]
-StartProxy = Callable[..., Proxy]
 
 
 @pytest.fixture
@@ -49,10 +49,6 @@ def relay(installation: Installation) -> Iterator[Relay]:
     between.heal()
     yield between
     between.close()
-
-
-def code(answer: httpx.Response) -> tuple[int, str]:
-    return answer.status_code, answer.json()["error"]["code"]
 
 
 @pytest.mark.long
