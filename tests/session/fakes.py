@@ -22,6 +22,7 @@ from proxy.upstream.cluster import ROUND_ROBIN, Cluster, Host
 from proxy.upstream.pool import Pool, PoolLimits
 from proxy.upstream.server import Server
 from tests.session.backend import DEFAULTS, REPORTED, Backend, FakeTransport
+from tests.session.frontend import query
 
 SECRET_SHA256 = b"\0" * 32
 
@@ -205,3 +206,11 @@ class World:
                         assert server.label == label
                         assert server.replies.empty and server.borrower is None
                         assert chr(server.replies.status) == "I"
+
+
+def moved(world: World, client: Client, other: Client) -> Backend:
+    """Have `client` hold another connection than that on which it prepared, and return it."""
+    other.ask(query("BEGIN"))
+    client.ask(query("BEGIN"))
+    assert len(world.of("primary")) == 2
+    return world.of("primary")[1]

@@ -56,6 +56,11 @@ def run(sql: str) -> bytes:
     return parse("", sql) + bind() + execute() + SYNC
 
 
+def use(name: str) -> bytes:
+    """Return what runs a prepared statement."""
+    return bind(name) + execute() + SYNC
+
+
 def split(data: bytes) -> list[bytes]:
     """Return the whole messages in `data`."""
     messages = []

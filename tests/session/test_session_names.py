@@ -21,14 +21,11 @@ from tests.session.frontend import (
     rows,
     run,
     tags,
+    use,
 )
 
 READ = "SELECT 'alice'"
 INSERT = "INSERT INTO t VALUES ('alice')"
-
-
-def use(name: str) -> bytes:
-    return bind(name) + execute() + SYNC
 
 
 def simple(sql: str) -> bytes:

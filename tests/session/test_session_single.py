@@ -6,9 +6,8 @@ import pytest
 
 from proxy.wire.replies import SINGLE
 from tests.observe.decoder import decode
-from tests.session.fakes import Client, World
+from tests.session.fakes import Client, World, moved
 from tests.session.frontend import FLUSH, SYNC, bind, close, describe, execute, kinds, message, parse, query
-from tests.session.test_session_statements import moved
 
 READ = "SELECT 'alice'"
 PORTAL = describe("", b"P")
