@@ -26,7 +26,7 @@ WARM_UP = 1.0
 def main() -> None:
     """Run what the command line asks for, print the table, write the files."""
     options = _arguments()
-    console = Console()
+    console = report.open_console()
     if _asks_for(options.only, ROUND_TRIPS):
         code = roundtrips.run(
             rounds=5 if options.quick else 15,

@@ -18,6 +18,14 @@ from tests.bench.measure import ROWS_SCRIPT, Run, Workload
 from tests.bench.rigs import POOL_SIZE, ROWS, SCALE, UNLOGGED, Rig
 
 NAMES = ("pgsluice", "pgbouncer", "direct")
+# Columns where no terminal tells its own: the tables fit, and rich's 80 would cut their names.
+WIDTH = 120
+
+
+def open_console() -> Console:
+    """Return where tables go: as wide as the terminal, and 120 columns where there is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)
 
 
 @dataclass
@@ -73,10 +81,10 @@ def print_table(results: Results, workloads: Sequence[Workload], console: Consol
     table.add_column("workload")
     for name in NAMES:
         table.add_column(name, justify="right")
-    table.add_column("pgsluice / pgbouncer", justify="right", style="bold")
-    table.add_column("pgsluice / direct", justify="right")
+    table.add_column("pgsluice /\npgbouncer", justify="right", style="bold")
+    table.add_column("pgsluice /\ndirect", justify="right")
     for name in NAMES[:2]:
-        table.add_column(f"µs {name}", justify="right")
+        table.add_column(f"µs\n{name}", justify="right")
     for workload in workloads:
         table.add_row(
             workload.title,

@@ -40,7 +40,7 @@ from proxy.transport import tcp
 from proxy.tunnel import Tunnel, way_to
 from proxy.tunnel.relay import Relay
 from proxy.tunnel.websocket import open_websocket
-from tests.bench.report import machine
+from tests.bench.report import machine, open_console
 from tests.certificates import Authority
 from tests.integration.encrypted import Rig
 from tests.integration.support import DATABASE, DEBIAN, Installation, Login, Proxy
@@ -401,7 +401,7 @@ def run(
     console: Console | None = None,
 ) -> int:
     """Measure, print, write the files; returns 1 where something is not as it has to be."""
-    console = console or Console()
+    console = console or open_console()
     results = measure(round_trip, rounds, console)
     print_table(results, console)
     if json_file is not None:
