@@ -37,7 +37,7 @@ class Api:
     dsn: str = field(repr=False)
 
     def key(
-        self, *permissions: str, user: str = "alice@example.com", rate: int | None = None, **more: object
+        self, *permissions: str, user: str = "ada@example.com", rate: int | None = None, **more: object
     ) -> str:
         """Make a key, return the whole of it."""
         named = {"rate_limit_per_minute": rate, **more}

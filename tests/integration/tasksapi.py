@@ -36,16 +36,16 @@ def api(installation: Installation, tasks_database: str) -> Iterator[Api]:
 
 
 @pytest.fixture(scope="session")
-def alice(api: Api) -> Iterator[httpx.Client]:
+def ada(api: Api) -> Iterator[httpx.Client]:
     """Give a client of somebody who may read and write."""
     with api.client(api.key()) as client:
         yield client
 
 
 @pytest.fixture(scope="session")
-def bob(api: Api) -> Iterator[httpx.Client]:
+def ben(api: Api) -> Iterator[httpx.Client]:
     """Give a client of somebody else."""
-    with api.client(api.key(user="bob@example.com")) as client:
+    with api.client(api.key(user="ben@example.com")) as client:
         yield client
 
 

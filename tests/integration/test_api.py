@@ -113,42 +113,42 @@ def test_a_rate_limit_is_told_with_headers(api: Api) -> None:
     assert 1 <= int(headers["retry-after"]) == int(headers["ratelimit-reset"]) <= 20
 
 
-def test_a_key_sees_the_databases_that_know_it(alice: httpx.Client) -> None:
-    assert alice.get("/health", params={"database": TASKS}).json()["database"] == TASKS
-    assert code(alice.get("/health", params={"database": "other"})) == (404, "UNKNOWN_DATABASE")
+def test_a_key_sees_the_databases_that_know_it(ada: httpx.Client) -> None:
+    assert ada.get("/health", params={"database": TASKS}).json()["database"] == TASKS
+    assert code(ada.get("/health", params={"database": "other"})) == (404, "UNKNOWN_DATABASE")
 
 
 # -- whose tasks
 
 
-def test_users_never_see_each_others_rows(alice: httpx.Client, bob: httpx.Client) -> None:
-    mine = {name: make(alice, name, **({"title": "xyzzy"} if name == "tasks" else {})) for name in ITEMS}
+def test_users_never_see_each_others_rows(ada: httpx.Client, ben: httpx.Client) -> None:
+    mine = {name: make(ada, name, **({"title": "xyzzy"} if name == "tasks" else {})) for name in ITEMS}
     task = mine["tasks"]["id"]
     for name, item in mine.items():
         path = f"/{name}/{item['id']}"
-        assert code(bob.get(path)) == (404, "NOT_FOUND")
-        assert code(bob.patch(path, json={"status": STATUS[name]})) == (404, "NOT_FOUND")
-        assert code(bob.patch(f"{path}/status", json={"status": STATUS[name]})) == (404, "NOT_FOUND")
-        assert code(bob.delete(path)) == (404, "NOT_FOUND")
-        assert alice.get(path).json() == item
-        theirs = bob.get(f"/{name}", params={"limit": 100}).json()
+        assert code(ben.get(path)) == (404, "NOT_FOUND")
+        assert code(ben.patch(path, json={"status": STATUS[name]})) == (404, "NOT_FOUND")
+        assert code(ben.patch(f"{path}/status", json={"status": STATUS[name]})) == (404, "NOT_FOUND")
+        assert code(ben.delete(path)) == (404, "NOT_FOUND")
+        assert ada.get(path).json() == item
+        theirs = ben.get(f"/{name}", params={"limit": 100}).json()
         assert item["id"] not in json.dumps(theirs)
-    assert code(bob.get(f"/tasks/{task}/hierarchy")) == (404, "NOT_FOUND")
-    assert bob.get("/tasks", params={"q": "xyzzy"}).json()["total"] == 0
-    assert bob.get("/executions", params={"task_id": task}).json()["total"] == 0
+    assert code(ben.get(f"/tasks/{task}/hierarchy")) == (404, "NOT_FOUND")
+    assert ben.get("/tasks", params={"q": "xyzzy"}).json()["total"] == 0
+    assert ben.get("/executions", params={"task_id": task}).json()["total"] == 0
     for name in ("executions", "validations"):
-        assert code(bob.post(f"/{name}", json={**ITEMS[name], "task_id": task})) == (409, "CONFLICT")
-    assert code(bob.post("/tasks", json={"title": "below", "parent_task_id": task})) == (409, "CONFLICT")
-    assert code(bob.post("/tasks", json={"title": "x", "workflow_id": mine["workflows"]["id"]}))[0] == 409
+        assert code(ben.post(f"/{name}", json={**ITEMS[name], "task_id": task})) == (409, "CONFLICT")
+    assert code(ben.post("/tasks", json={"title": "below", "parent_task_id": task})) == (409, "CONFLICT")
+    assert code(ben.post("/tasks", json={"title": "x", "workflow_id": mine["workflows"]["id"]}))[0] == 409
 
 
 def test_an_assignee_sees_the_task_and_an_administrator_all(
-    alice: httpx.Client, bob: httpx.Client, root: httpx.Client
+    ada: httpx.Client, ben: httpx.Client, root: httpx.Client
 ) -> None:
-    make(bob)
-    task = make(alice, assigned_to="bob@example.com")["id"]
-    assert bob.get(f"/tasks/{task}").json()["id"] == task
-    found = bob.get("/tasks", params={"assigned_to": "bob@example.com", "limit": 100}).json()
+    make(ben)
+    task = make(ada, assigned_to="ben@example.com")["id"]
+    assert ben.get(f"/tasks/{task}").json()["id"] == task
+    found = ben.get("/tasks", params={"assigned_to": "ben@example.com", "limit": 100}).json()
     assert task in [item["id"] for item in found["items"]]
     assert root.get(f"/tasks/{task}").status_code == 200
 
@@ -169,15 +169,15 @@ def test_many_users_at_once_see_their_own(api: Api) -> None:
 
 
 def test_who_writes_reads_it_though_the_replica_is_behind(
-    api: Api, alice: httpx.Client, installation: Installation
+    api: Api, ada: httpx.Client, installation: Installation
 ) -> None:
     (replica,) = installation.cluster.replicas
     with installation.superuser(replica, TASKS).connect() as behind:
         behind.execute("SELECT pg_wal_replay_pause()")
         try:
             for _ in range(20):
-                made = make(alice)
-                assert alice.get(f"/tasks/{made['id']}").json() == made
+                made = make(ada)
+                assert ada.get(f"/tasks/{made['id']}").json() == made
         finally:
             behind.execute("SELECT pg_wal_replay_resume()")
 
@@ -202,25 +202,25 @@ def test_who_writes_reads_it_though_the_replica_is_behind(
         (b'{"title": "x", "description": "' + b"x" * 2_000_000 + b'"}', "application/json", 413),
     ],
 )
-def test_a_wrong_body_is_refused(alice: httpx.Client, content: bytes, kind: str, status: int) -> None:
-    answer = alice.post("/tasks", content=content, headers={"content-type": kind})
+def test_a_wrong_body_is_refused(ada: httpx.Client, content: bytes, kind: str, status: int) -> None:
+    answer = ada.post("/tasks", content=content, headers={"content-type": kind})
     assert code(answer) == (status, "VALIDATION_ERROR")
 
 
-def test_a_long_body_without_a_length_is_refused(alice: httpx.Client) -> None:
+def test_a_long_body_without_a_length_is_refused(ada: httpx.Client) -> None:
     pieces = (b"x" * 65_536 for _ in range(100))
-    answer = alice.post("/tasks", content=pieces, headers={"content-type": "application/json"})
+    answer = ada.post("/tasks", content=pieces, headers={"content-type": "application/json"})
     assert code(answer) == (413, "VALIDATION_ERROR")
 
 
-def test_the_largest_texts_are_taken(alice: httpx.Client) -> None:
+def test_the_largest_texts_are_taken(ada: httpx.Client) -> None:
     text = "ü" * 100_000
-    made = make(alice, description=text, metadata={"text": text})
-    assert alice.get(f"/tasks/{made['id']}").json()["description"] == text
+    made = make(ada, description=text, metadata={"text": text})
+    assert ada.get(f"/tasks/{made['id']}").json()["description"] == text
 
 
-def test_headers_are_bounded(alice: httpx.Client) -> None:
-    assert alice.get("/health", headers={"x-long": "x" * 1_000_000}).status_code == 400
+def test_headers_are_bounded(ada: httpx.Client) -> None:
+    assert ada.get("/health", headers={"x-long": "x" * 1_000_000}).status_code == 400
 
 
 @pytest.mark.parametrize(
@@ -237,37 +237,37 @@ def test_headers_are_bounded(alice: httpx.Client) -> None:
         "q=%00abc",
     ],
 )
-def test_a_wrong_query_string_is_refused(alice: httpx.Client, query: str) -> None:
-    assert code(alice.get(f"/tasks?{query}")) == (422, "VALIDATION_ERROR")
+def test_a_wrong_query_string_is_refused(ada: httpx.Client, query: str) -> None:
+    assert code(ada.get(f"/tasks?{query}")) == (422, "VALIDATION_ERROR")
 
 
 @pytest.mark.parametrize("id", ["1", "x", "%00", "..", "0f8fad5bd9cb469fa165708667728950", "' OR 1=1"])
-def test_what_is_no_id_is_not_there(alice: httpx.Client, id: str) -> None:
-    assert code(alice.get(f"/tasks/{id}"))[0] == 404
+def test_what_is_no_id_is_not_there(ada: httpx.Client, id: str) -> None:
+    assert code(ada.get(f"/tasks/{id}"))[0] == 404
 
 
-def test_paths_and_methods_that_are_not_there(api: Api, alice: httpx.Client) -> None:
-    assert code(alice.get("/nothing")) == (404, "NOT_FOUND")
-    answer = alice.put(f"/tasks/{uuid4()}", json={})
+def test_paths_and_methods_that_are_not_there(api: Api, ada: httpx.Client) -> None:
+    assert code(ada.get("/nothing")) == (404, "NOT_FOUND")
+    answer = ada.put(f"/tasks/{uuid4()}", json={})
     assert code(answer) == (405, "METHOD_NOT_ALLOWED")
     assert answer.headers["allow"] == "DELETE, GET, PATCH"
     assert httpx.get(api.proxy.url("/metrics")).status_code == 200
     assert httpx.get(api.proxy.url("/healthz")).text == "ok\n"
 
 
-def test_answers_carry_security_headers_and_no_permission_for_other_pages(alice: httpx.Client) -> None:
-    answer = alice.get("/tasks", headers={"origin": "https://evil.example.com"})
+def test_answers_carry_security_headers_and_no_permission_for_other_pages(ada: httpx.Client) -> None:
+    answer = ada.get("/tasks", headers={"origin": "https://evil.example.com"})
     assert answer.headers["cache-control"] == "no-store"
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert "access-control-allow-origin" not in answer.headers
-    assert alice.options("/tasks", headers={"origin": "https://evil.example.com"}).status_code == 405
+    assert ada.options("/tasks", headers={"origin": "https://evil.example.com"}).status_code == 405
 
 
 # -- what is told
 
 
-def test_health_and_metrics_are_told(api: Api, alice: httpx.Client) -> None:
-    told = alice.get("/health").json()
+def test_health_and_metrics_are_told(api: Api, ada: httpx.Client) -> None:
+    told = ada.get("/health").json()
     assert (told["status"], told["database"]) == ("ok", TASKS)
     with api.client(api.key("read:metrics", "write:metrics", user="ops@example.com")) as client:
         api.execute("SELECT taskmaster.record_metric('cpu', 0.5)")
@@ -278,8 +278,8 @@ def test_health_and_metrics_are_told(api: Api, alice: httpx.Client) -> None:
     assert any("cpu" in json.dumps(each) for each in metrics["measurements"])
 
 
-def test_no_session_stays_behind(api: Api, alice: httpx.Client) -> None:
-    alice.get("/tasks")
+def test_no_session_stays_behind(api: Api, ada: httpx.Client) -> None:
+    ada.get("/tasks")
     wait_until(
         lambda: "pgsluice_clients 0" in httpx.get(api.proxy.url("/metrics")).text, message="no client is left"
     )
@@ -296,7 +296,7 @@ def test_the_description_and_its_page_load_nothing_from_elsewhere(api: Api) -> N
         assert "://" not in httpx.get(api.proxy.url(f"/docs/{file}")).text
 
 
-def test_half_a_request_holds_nobody_up(api: Api, alice: httpx.Client) -> None:
+def test_half_a_request_holds_nobody_up(api: Api, ada: httpx.Client) -> None:
     with socket.create_connection(("127.0.0.1", api.proxy.http_port)) as opened:
         opened.sendall(b"POST /api/database/tasks HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
-        assert alice.get("/health").status_code == 200
+        assert ada.get("/health").status_code == 200

@@ -19,33 +19,33 @@ pytest_plugins = ["tests.integration.tasksapi"]
 
 
 @pytest.mark.parametrize("name", ITEMS)
-def test_an_item_is_made_changed_and_deleted(alice: httpx.Client, name: str) -> None:
-    made = make(alice, name)
+def test_an_item_is_made_changed_and_deleted(ada: httpx.Client, name: str) -> None:
+    made = make(ada, name)
     path = f"/{name}/{made['id']}"
-    answer = alice.get(path)
+    answer = ada.get(path)
     assert (answer.status_code, answer.json()) == (200, made)
     assert answer.headers["content-type"] == "application/json"
-    changed = alice.patch(path, json={"status": STATUS[name]})
+    changed = ada.patch(path, json={"status": STATUS[name]})
     assert (changed.status_code, changed.json()["status"]) == (200, STATUS[name])
     assert changed.json()["updated_at"] > made["updated_at"]
-    assert alice.get(path).json() == changed.json()
-    gone = alice.delete(path)
+    assert ada.get(path).json() == changed.json()
+    gone = ada.delete(path)
     assert (gone.status_code, gone.content) == (204, b"")
-    assert code(alice.get(path)) == code(alice.delete(path)) == (404, "NOT_FOUND")
-    assert code(alice.patch(path, json={"status": STATUS[name]})) == (404, "NOT_FOUND")
+    assert code(ada.get(path)) == code(ada.delete(path)) == (404, "NOT_FOUND")
+    assert code(ada.patch(path, json={"status": STATUS[name]})) == (404, "NOT_FOUND")
 
 
 @pytest.mark.parametrize("name", ITEMS)
-def test_a_status_is_changed(alice: httpx.Client, name: str) -> None:
-    path = f"/{name}/{make(alice, name)['id']}"
-    answer = alice.patch(f"{path}/status", json={"status": STATUS[name]})
+def test_a_status_is_changed(ada: httpx.Client, name: str) -> None:
+    path = f"/{name}/{make(ada, name)['id']}"
+    answer = ada.patch(f"{path}/status", json={"status": STATUS[name]})
     assert (answer.status_code, answer.json()["status"]) == (200, STATUS[name])
-    assert code(alice.patch(f"{path}/status", json={"status": "nonsense"})) == (422, "VALIDATION_ERROR")
-    missing = alice.patch(f"/{name}/{uuid4()}/status", json={"status": STATUS[name]})
+    assert code(ada.patch(f"{path}/status", json={"status": "nonsense"})) == (422, "VALIDATION_ERROR")
+    missing = ada.patch(f"/{name}/{uuid4()}/status", json={"status": STATUS[name]})
     assert code(missing) == (404, "NOT_FOUND")
 
 
-def test_everything_that_can_be_sent_is_stored(alice: httpx.Client) -> None:
+def test_everything_that_can_be_sent_is_stored(ada: httpx.Client) -> None:
     sent = {
         "title": "ü, '; DROP TABLE tasks; --", "description": "two\nlines", "type": "review", "priority": 9,
         "complexity_score": 3, "requirements": {"a": [1, None, "x"]}, "acceptance_criteria": ["it works"],
@@ -55,81 +55,81 @@ def test_everything_that_can_be_sent_is_stored(alice: httpx.Client) -> None:
         "parameters": {"p": True}, "environment": {"HOME": "/"}, "working_directory": "/srv",
         "timeout_seconds": 60, "max_retries": 1, "estimated_hours": 1.5, "actual_hours": 0.25,
     }  # fmt: skip
-    made = alice.post("/tasks", json=sent)
+    made = ada.post("/tasks", json=sent)
     assert made.status_code == 201
     assert {name: made.json()[name] for name in sent} == sent
-    assert made.json()["created_by"] == "alice@example.com"
+    assert made.json()["created_by"] == "ada@example.com"
     assert made.headers["location"] == f"/api/database/tasks/{made.json()['id']}"
     nothing = dict.fromkeys(("description", "complexity_score", "branch_name", "estimated_hours"))
-    changed = alice.patch(f"/tasks/{made.json()['id']}", json=nothing).json()
+    changed = ada.patch(f"/tasks/{made.json()['id']}", json=nothing).json()
     assert {name: changed[name] for name in sent} == {**sent, **nothing}
 
 
-def test_illegal_changes_conflict(alice: httpx.Client) -> None:
-    path = f"/tasks/{make(alice)['id']}"
-    answer = alice.patch(f"{path}/status", json={"status": "completed"})
+def test_illegal_changes_conflict(ada: httpx.Client) -> None:
+    path = f"/tasks/{make(ada)['id']}"
+    answer = ada.patch(f"{path}/status", json={"status": "completed"})
     assert code(answer) == (409, "CONFLICT")
     assert answer.json()["error"]["message"] == "a task cannot go from pending to completed"
-    assert code(alice.patch(path, json={"project_id": str(uuid4())})) == (409, "CONFLICT")
-    assert code(alice.patch(path, json={"assigned_to": "nobody@example.com"})) == (409, "CONFLICT")
-    task = make(alice, "executions")["task_id"]
-    again = alice.post("/executions", json={"task_id": task, "agent_type": "codegen"})
+    assert code(ada.patch(path, json={"project_id": str(uuid4())})) == (409, "CONFLICT")
+    assert code(ada.patch(path, json={"assigned_to": "nobody@example.com"})) == (409, "CONFLICT")
+    task = make(ada, "executions")["task_id"]
+    again = ada.post("/executions", json={"task_id": task, "agent_type": "codegen"})
     assert code(again) == (409, "CONFLICT")
 
 
-def test_a_status_keeps_its_reason(alice: httpx.Client, api: Api) -> None:
-    task = make(alice)["id"]
-    alice.patch(f"/tasks/{task}/status", json={"status": "cancelled", "reason": "not needed"})
+def test_a_status_keeps_its_reason(ada: httpx.Client, api: Api) -> None:
+    task = make(ada)["id"]
+    ada.patch(f"/tasks/{task}/status", json={"status": "cancelled", "reason": "not needed"})
     events = "SELECT payload ->> 'reason', actor FROM taskmaster.workflow_events WHERE task_id = %s"
-    assert api.execute(events, (task,)) == [("not needed", "alice@example.com")]
+    assert api.execute(events, (task,)) == [("not needed", "ada@example.com")]
 
 
-def test_a_hierarchy_shows_what_is_below(alice: httpx.Client) -> None:
-    root = make(alice)["id"]
-    child = make(alice, parent_task_id=root)["id"]
-    leaf = make(alice, parent_task_id=child)["id"]
-    told = alice.get(f"/tasks/{root}/hierarchy").json()
+def test_a_hierarchy_shows_what_is_below(ada: httpx.Client) -> None:
+    root = make(ada)["id"]
+    child = make(ada, parent_task_id=root)["id"]
+    leaf = make(ada, parent_task_id=child)["id"]
+    told = ada.get(f"/tasks/{root}/hierarchy").json()
     assert [task["id"] for task in told["tasks"]] == [root, child, leaf]
     assert (told["root"], told["completion"], told["truncated"]) == (root, 0.0, False)
-    shallow = alice.get(f"/tasks/{root}/hierarchy", params={"depth": 1}).json()
+    shallow = ada.get(f"/tasks/{root}/hierarchy", params={"depth": 1}).json()
     assert [task["depth"] for task in shallow["tasks"]] == [0, 1]
-    assert code(alice.get(f"/tasks/{uuid4()}/hierarchy")) == (404, "NOT_FOUND")
+    assert code(ada.get(f"/tasks/{uuid4()}/hierarchy")) == (404, "NOT_FOUND")
 
 
 # -- entity tags
 
 
-def test_an_etag_saves_the_answer(alice: httpx.Client) -> None:
-    made = alice.post("/tasks", json={"title": "tagged"})
+def test_an_etag_saves_the_answer(ada: httpx.Client) -> None:
+    made = ada.post("/tasks", json={"title": "tagged"})
     path, tag = f"/tasks/{made.json()['id']}", made.headers["etag"]
-    assert alice.get(path).headers["etag"] == tag
-    same = alice.get(path, headers={"if-none-match": f'"x", {tag}'})
+    assert ada.get(path).headers["etag"] == tag
+    same = ada.get(path, headers={"if-none-match": f'"x", {tag}'})
     assert (same.status_code, same.content, same.headers["etag"]) == (304, b"", tag)
-    assert alice.get(path, headers={"if-none-match": '"x"'}).status_code == 200
+    assert ada.get(path, headers={"if-none-match": '"x"'}).status_code == 200
 
 
-def test_an_etag_keeps_from_changing_what_has_changed(alice: httpx.Client) -> None:
-    made = alice.post("/tasks", json={"title": "tagged"})
+def test_an_etag_keeps_from_changing_what_has_changed(ada: httpx.Client) -> None:
+    made = ada.post("/tasks", json={"title": "tagged"})
     path, old = f"/tasks/{made.json()['id']}", made.headers["etag"]
-    first = alice.patch(path, json={"priority": 1}, headers={"if-match": old})
+    first = ada.patch(path, json={"priority": 1}, headers={"if-match": old})
     assert first.status_code == 200
     new = first.headers["etag"]
     assert new != old
     for stale in (old, '"x"', f"W/{new}"):
-        answer = alice.patch(path, json={"priority": 2}, headers={"if-match": stale})
+        answer = ada.patch(path, json={"priority": 2}, headers={"if-match": stale})
         assert code(answer) == (412, "PRECONDITION_FAILED")
-        assert code(alice.delete(path, headers={"if-match": stale})) == (412, "PRECONDITION_FAILED")
-    assert alice.get(path).json()["priority"] == 1
-    assert code(alice.delete(f"/tasks/{uuid4()}", headers={"if-match": old})) == (404, "NOT_FOUND")
-    assert alice.delete(path, headers={"if-match": f"{old}, {new}"}).status_code == 204
+        assert code(ada.delete(path, headers={"if-match": stale})) == (412, "PRECONDITION_FAILED")
+    assert ada.get(path).json()["priority"] == 1
+    assert code(ada.delete(f"/tasks/{uuid4()}", headers={"if-match": old})) == (404, "NOT_FOUND")
+    assert ada.delete(path, headers={"if-match": f"{old}, {new}"}).status_code == 204
 
 
-def test_of_two_that_change_at_once_one_is_refused(alice: httpx.Client) -> None:
-    made = alice.post("/tasks", json={"title": "tagged"})
+def test_of_two_that_change_at_once_one_is_refused(ada: httpx.Client) -> None:
+    made = ada.post("/tasks", json={"title": "tagged"})
     path, headers = f"/tasks/{made.json()['id']}", {"if-match": made.headers["etag"]}
 
     def change(number: int) -> int:
-        return alice.patch(path, json={"priority": number}, headers=headers).status_code
+        return ada.patch(path, json={"priority": number}, headers=headers).status_code
 
     with ThreadPoolExecutor(8) as threads:
         assert sorted(threads.map(change, range(8))) == [200] + [412] * 7
@@ -192,21 +192,21 @@ def test_lists_are_filtered_sorted_and_searched(api: Api) -> None:
 # -- once only
 
 
-def test_a_repeated_post_makes_nothing_again(api: Api, alice: httpx.Client, bob: httpx.Client) -> None:
+def test_a_repeated_post_makes_nothing_again(api: Api, ada: httpx.Client, ben: httpx.Client) -> None:
     headers, body = {"idempotency-key": str(uuid4())}, {"title": "once", "tags": ["a"], "priority": 3}
-    first = alice.post("/tasks", json=body, headers=headers)
-    again = alice.post("/tasks", content=json.dumps(body, indent=3, sort_keys=True), headers={
+    first = ada.post("/tasks", json=body, headers=headers)
+    again = ada.post("/tasks", content=json.dumps(body, indent=3, sort_keys=True), headers={
         **headers, "content-type": "application/json",
     })  # fmt: skip
     assert (first.status_code, again.status_code) == (201, 201)
     assert first.content == again.content
     assert first.headers["etag"] == again.headers["etag"]
     assert [each.headers["idempotency-replayed"] for each in (first, again)] == ["false", "true"]
-    other = alice.post("/tasks", json={**body, "title": "twice"}, headers=headers)
+    other = ada.post("/tasks", json={**body, "title": "twice"}, headers=headers)
     assert code(other) == (422, "VALIDATION_ERROR")
-    assert code(alice.post("/workflows", json={"name": "once"}, headers=headers))[0] == 422
-    theirs = bob.post("/tasks", json=body, headers=headers)
-    assert theirs.json()["created_by"] == "bob@example.com"
+    assert code(ada.post("/workflows", json={"name": "once"}, headers=headers))[0] == 422
+    theirs = ben.post("/tasks", json=body, headers=headers)
+    assert theirs.json()["created_by"] == "ben@example.com"
 
 
 def test_of_many_at_once_one_is_made(api: Api) -> None:
@@ -226,22 +226,22 @@ def test_of_many_at_once_one_is_made(api: Api) -> None:
         assert client.get("/tasks").json()["total"] == 1
 
 
-def test_what_failed_can_be_tried_again(alice: httpx.Client) -> None:
+def test_what_failed_can_be_tried_again(ada: httpx.Client) -> None:
     headers = {"idempotency-key": str(uuid4())}
     body = {"task_id": str(uuid4()), "agent_type": "codegen"}
-    assert code(alice.post("/executions", json=body, headers=headers)) == (409, "CONFLICT")
-    body["task_id"] = make(alice)["id"]
-    assert alice.post("/executions", json=body, headers=headers).status_code == 201
+    assert code(ada.post("/executions", json=body, headers=headers)) == (409, "CONFLICT")
+    body["task_id"] = make(ada)["id"]
+    assert ada.post("/executions", json=body, headers=headers).status_code == 201
 
 
-def test_a_key_is_forgotten_after_a_day(api: Api, alice: httpx.Client) -> None:
+def test_a_key_is_forgotten_after_a_day(api: Api, ada: httpx.Client) -> None:
     headers = {"idempotency-key": str(uuid4())}
-    first = alice.post("/tasks", json={"title": "once"}, headers=headers)
+    first = ada.post("/tasks", json={"title": "once"}, headers=headers)
     api.execute(
         "UPDATE taskmaster.idempotency_keys SET expires_at = now() - interval '1 second' WHERE key = %s",
         (headers["idempotency-key"],),
     )
-    again = alice.post("/tasks", json={"title": "another"}, headers=headers)
+    again = ada.post("/tasks", json={"title": "another"}, headers=headers)
     assert again.status_code == 201 and again.json()["id"] != first.json()["id"]
     for bad in ("", "x" * 256, "with space"):
-        assert alice.post("/tasks", json={"title": "x"}, headers={"idempotency-key": bad}).status_code == 422
+        assert ada.post("/tasks", json={"title": "x"}, headers={"idempotency-key": bad}).status_code == 422
