@@ -31,8 +31,8 @@ from proxy.upstream.server import Server
 from proxy.wire.codes import FE_BIND, FE_DESCRIBE
 from proxy.wire.codes import IDLE as STATUS_IDLE
 from proxy.wire.messages import SYNC, TERMINATE, error_fields, error_response
-from proxy.wire.replies import NOTHING, PARSE, SKIP, Reply
-from proxy.wire.replies import SYNC as SYNC_REPLY
+from proxy.wire.reply import NOTHING, PARSE, SKIP, Reply
+from proxy.wire.reply import SYNC as SYNC_REPLY
 
 log = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from proxy.upstream.pool import RESET_TIMEOUT
 from proxy.upstream.server import Server
 from proxy.wire.codes import FE_BIND, FE_DESCRIBE, FE_EXECUTE, FE_PARSE, FE_QUERY, FE_SYNC, HEADER
 from proxy.wire.messages import PARSE_COMPLETE, SYNC, message, parse
-from proxy.wire.replies import SINGLE
+from proxy.wire.reply import SINGLE
 
 MAX_CHANGED: Final = 1_000
 """Relations that one transaction is known to have changed; with more it has changed everything."""

@@ -28,7 +28,7 @@ from proxy.wire.codes import (
     MAX_HELD,
 )
 from proxy.wire.messages import cstring_end
-from proxy.wire.replies import BIND, CLOSE, DESCRIBE, EXECUTE, NOTHING, PARSE, SYNC
+from proxy.wire.reply import BIND, CLOSE, DESCRIBE, EXECUTE, NOTHING, PARSE, SYNC
 
 STATEMENT: Final = 0x53
 """S: what a Describe or Close is about, as opposed to P for a portal."""

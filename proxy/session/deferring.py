@@ -36,7 +36,7 @@ from proxy.wire.messages import (
     READY_IDLE,
     READY_IN_TRANSACTION,
 )
-from proxy.wire.replies import SYNC as SYNC_REPLY
+from proxy.wire.reply import SYNC as SYNC_REPLY
 
 
 class Deferring(Preparing):

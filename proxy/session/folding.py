@@ -21,8 +21,8 @@ from proxy.session.unit import Unit
 from proxy.upstream.server import Server
 from proxy.wire.codes import FE_BIND, FE_QUERY, IN_TRANSACTION
 from proxy.wire.messages import SYNC
-from proxy.wire.replies import SKIP, Reply
-from proxy.wire.replies import SYNC as SYNC_REPLY
+from proxy.wire.reply import SKIP, Reply
+from proxy.wire.reply import SYNC as SYNC_REPLY
 
 _SAVEPOINT: Final = b"_sluice_folding"
 

@@ -17,7 +17,7 @@ from proxy.session.settings import LASTING, Look
 from proxy.session.state import FOR_LOOK, FOR_SWEEP
 from proxy.upstream.server import Server
 from proxy.wire.messages import first_columns
-from proxy.wire.replies import QUERY, SKIP, Reply
+from proxy.wire.reply import QUERY, SKIP, Reply
 
 log = logging.getLogger(__name__)
 

@@ -52,8 +52,8 @@ from proxy.wire.messages import (
     READY_IN_TRANSACTION,
     SYNC,
 )
-from proxy.wire.replies import FORWARD, SKIP, Reply
-from proxy.wire.replies import SYNC as SYNC_REPLY
+from proxy.wire.reply import FORWARD, SKIP, Reply
+from proxy.wire.reply import SYNC as SYNC_REPLY
 
 MAX_REPLIES: Final = 10_000
 """Answers that one session may be owed before its input waits; an entry takes some 200 bytes."""

@@ -10,7 +10,7 @@ from proxy.session.renaming import Edit, Step, in_clients_name, tag_of
 from proxy.session.sending import EDITED, UNNAMED
 from proxy.session.state import SessionState
 from proxy.session.unit import Message
-from proxy.wire.replies import CLOSE, PARSE, SINGLE, Reply
+from proxy.wire.reply import CLOSE, PARSE, SINGLE, Reply
 
 
 class Naming(SessionState):

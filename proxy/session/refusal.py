@@ -14,7 +14,7 @@ from proxy.query.intent import READ, Intent
 from proxy.query.parameters import Profile
 from proxy.query.route import REPLICA, Route
 from proxy.session.unit import Message
-from proxy.wire.replies import NOTHING, Reply
+from proxy.wire.reply import NOTHING, Reply
 
 READ_ONLY: Final = b"25006"
 NOT_SUPPORTED: Final = b"0A000"

@@ -34,7 +34,7 @@ from proxy.wire.codes import (
     HEADER,
     IDLE,
 )
-from proxy.wire.replies import Reply
+from proxy.wire.reply import Reply
 
 EVERYTHING: Final = "*"
 """Stands for all relations: no relation that a text names can be called so without being quoted, and then it costs

@@ -9,7 +9,7 @@ from typing import Final
 
 from proxy.session.unit import Message, Unit
 from proxy.wire.codes import FE_QUERY, FE_SYNC
-from proxy.wire.replies import FORWARD, SINGLE
+from proxy.wire.reply import FORWARD, SINGLE
 
 MAX_AGAIN: Final = 65_536
 """Bytes of a read that is kept to be tried again, with those that came in the same piece. Only who holds a server

@@ -46,7 +46,7 @@ from proxy.wire.messages import (
     parse,
     query,
 )
-from proxy.wire.replies import (
+from proxy.wire.reply import (
     BIND,
     CLOSE,
     EXECUTE,
@@ -61,7 +61,7 @@ from proxy.wire.replies import (
     Peer,
     Reply,
 )
-from proxy.wire.replies import SYNC as SYNC_REPLY
+from proxy.wire.reply import SYNC as SYNC_REPLY
 
 _REFUSED: Final = b"_sluice_refused"
 """A statement and portal that never exist: binding it is an error for certain, which one of ours replaces."""

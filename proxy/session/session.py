@@ -60,7 +60,7 @@ from proxy.wire.messages import (
     TERMINATE,
     query,
 )
-from proxy.wire.replies import COPY_END, FORWARD, QUERY, Reply
+from proxy.wire.reply import COPY_END, FORWARD, QUERY, Reply
 
 MAX_PENDING: Final = 65_536
 """Input that is kept while a session waits, before its socket is no longer read."""

@@ -21,7 +21,7 @@ from proxy.session.collect import ClientStatements, parsed
 from proxy.session.unit import Message
 from proxy.wire.codes import FE_BIND, FE_PARSE, FE_SYNC, HEADER
 from proxy.wire.messages import cstring_end
-from proxy.wire.replies import SINGLE
+from proxy.wire.reply import SINGLE
 
 # Eight bytes each, as the numbers that they are.
 _DESCRIBE: Final[i64] = (

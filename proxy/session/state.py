@@ -48,7 +48,7 @@ from proxy.upstream.pool import Pool
 from proxy.upstream.server import Borrower, Server
 from proxy.wire.codes import IDLE as STATUS_IDLE
 from proxy.wire.messages import TERMINATE, error_response, sqlstate
-from proxy.wire.replies import QUERY, SINGLE, SYNC, Reply
+from proxy.wire.reply import QUERY, SINGLE, SYNC, Reply
 
 # What a session waits for, as bits.
 FOR_SERVER: Final[i64] = 1  # a server connection

@@ -15,7 +15,7 @@ from proxy.query.intent import READ, READONLY, Intent
 from proxy.query.prepared import Statement
 from proxy.session.renaming import Edit
 from proxy.wire.codes import FE_EXECUTE
-from proxy.wire.replies import FORWARD, Reply
+from proxy.wire.reply import FORWARD, Reply
 
 MAX_BYTES: Final = 262_144
 """A unit longer than this goes to a server before its Sync has come: one full read of a socket."""

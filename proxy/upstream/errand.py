@@ -11,7 +11,7 @@ from proxy.errors import ClientError, HostUnavailable, UpstreamUnavailable
 from proxy.upstream.server import Borrower, Server
 from proxy.wire.codes import IDLE
 from proxy.wire.messages import error_fields, first_columns, query
-from proxy.wire.replies import QUERY, SKIP, Reply
+from proxy.wire.reply import QUERY, SKIP, Reply
 
 
 class Errand(Borrower):

@@ -22,7 +22,8 @@ from proxy.query.prepared import Statement
 from proxy.transport.outlet import Outlet
 from proxy.transport.way import Way
 from proxy.wire.messages import TERMINATE, close_statement, error_fields
-from proxy.wire.replies import CLOSE, SKIP, Peer, Reply, ReplyQueue
+from proxy.wire.replies import ReplyQueue
+from proxy.wire.reply import CLOSE, SKIP, Peer, Reply
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from proxy.query.prepared import StatementCache
 from proxy.session import collect
 from proxy.session.collect import ClientStatements, read_message
 from proxy.session.unit import Message
-from proxy.wire import replies
+from proxy.wire import reply as r
 from tests.session.frontend import FLUSH, SYNC, bind, close, describe, execute, message, parse
 
 INTENTS = IntentCache(FunctionCatalog.builtin(), 16384)
@@ -50,20 +50,20 @@ def sqlstate(read: Message) -> str:
 @pytest.mark.parametrize("around", [b"", b"\0", b"xx"])
 def test_each_message_is_read_wherever_it_stands(reader: Reader, around: bytes) -> None:
     parsed = reader.read(parse("s", "SELECT 1"), around)
-    assert (parsed.kind, parsed.name, parsed.error) == (replies.PARSE, b"s", None)
+    assert (parsed.kind, parsed.name, parsed.error) == (r.PARSE, b"s", None)
     assert parsed.statement is not None and parsed.statement.sql == b"SELECT 1"
     bound = reader.read(bind("s", "p", (b"x",)), around)
-    assert (bound.kind, bound.name, bound.statement) == (replies.BIND, b"s", parsed.statement)
+    assert (bound.kind, bound.name, bound.statement) == (r.BIND, b"s", parsed.statement)
     assert bound.data[bound.name_start : bound.name_end] == b"s"
     for kind in (b"S", b"P"):
         described = reader.read(describe("s", kind), around)
-        assert (described.kind, described.name) == (replies.DESCRIBE, b"s" if kind == b"S" else b"")
+        assert (described.kind, described.name) == (r.DESCRIBE, b"s" if kind == b"S" else b"")
     ran = reader.read(execute("p"), around)
-    assert (ran.kind, ran.statement) == (replies.EXECUTE, parsed.statement)
+    assert (ran.kind, ran.statement) == (r.EXECUTE, parsed.statement)
     assert ran.intent is parsed.statement.intent
-    assert reader.read(close("s"), around).kind == replies.CLOSE
-    assert reader.read(SYNC, around).kind == replies.SYNC
-    assert reader.read(FLUSH, around).kind == replies.NOTHING
+    assert reader.read(close("s"), around).kind == r.CLOSE
+    assert reader.read(SYNC, around).kind == r.SYNC
+    assert reader.read(FLUSH, around).kind == r.NOTHING
 
 
 def test_parameter_types_are_part_of_a_statement(reader: Reader) -> None:

@@ -18,7 +18,7 @@ from proxy.session.results import (
     kept_from,
 )
 from proxy.upstream.server import Borrower
-from proxy.wire.replies import QUERY, Reply
+from proxy.wire.reply import QUERY, Reply
 
 
 def message(kind: bytes, body: bytes = b"") -> bytes:

@@ -11,21 +11,21 @@ from proxy.session.collect import ClientStatements, read_message
 from proxy.session.sending import Writer, write_prelude, write_unit
 from proxy.session.unit import Unit
 from proxy.upstream.server import Server
-from proxy.wire import replies
+from proxy.wire import reply as r
 from tests.session.backend import FakeTransport
 from tests.session.frontend import FLUSH, SYNC, bind, close, describe, execute, parse, split
 
 INTENTS = IntentCache(FunctionCatalog.builtin(), 16384)
 PROFILE = Profiles().empty
-_MODES = {replies.FORWARD: "", replies.SKIP: "skip ", replies.FAKE: "fake ", replies.REPLACE: "replace "}
+_MODES = {r.FORWARD: "", r.SKIP: "skip ", r.FAKE: "fake ", r.REPLACE: "replace "}
 _KINDS = {
-    replies.QUERY: "Q",
-    replies.PARSE: "P",
-    replies.BIND: "B",
-    replies.DESCRIBE: "D",
-    replies.EXECUTE: "E",
-    replies.CLOSE: "C",
-    replies.SYNC: "S",
+    r.QUERY: "Q",
+    r.PARSE: "P",
+    r.BIND: "B",
+    r.DESCRIBE: "D",
+    r.EXECUTE: "E",
+    r.CLOSE: "C",
+    r.SYNC: "S",
 }
 
 

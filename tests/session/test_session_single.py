@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.wire.replies import SINGLE
+from proxy.wire.reply import SINGLE
 from tests.observe.decoder import decode
 from tests.session.fakes import Client, World, moved
 from tests.session.frontend import FLUSH, SYNC, bind, close, describe, execute, kinds, message, parse, query

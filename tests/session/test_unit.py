@@ -8,7 +8,7 @@ from proxy.query.functions import FunctionCatalog
 from proxy.query.intent import Intent
 from proxy.session.unit import Message, Unit
 from proxy.wire.codes import FE_BIND, FE_EXECUTE, FE_PARSE, FE_SYNC
-from proxy.wire.replies import BIND, EXECUTE, FORWARD, PARSE, SYNC
+from proxy.wire.reply import BIND, EXECUTE, FORWARD, PARSE, SYNC
 
 INTENTS = IntentCache(FunctionCatalog.builtin(), 16384)
 

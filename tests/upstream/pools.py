@@ -6,7 +6,7 @@ from proxy.errors import ClientError
 from proxy.upstream.pool import Pool, PoolLimits
 from proxy.upstream.server import Borrower, Server
 from proxy.wire.messages import query
-from proxy.wire.replies import Reply
+from proxy.wire.reply import Reply
 from tests.session.backend import FakeTransport
 from tests.session.frontend import message
 

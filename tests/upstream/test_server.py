@@ -8,7 +8,7 @@ from proxy.query.functions import FunctionCatalog
 from proxy.query.prepared import Statement, StatementCache
 from proxy.upstream.server import CLOSED, FEW_ANSWERS, IDLE, LENT, MAX_STATEMENTS, Borrower, Server
 from proxy.wire.messages import close_statement
-from proxy.wire.replies import FORWARD, QUERY, SYNC, Reply
+from proxy.wire.reply import FORWARD, QUERY, SYNC, Reply
 from tests.session.backend import FakeTransport
 from tests.session.frontend import message
 

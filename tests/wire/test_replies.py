@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import ProtocolViolation
-from proxy.wire import replies as r
-from proxy.wire.replies import Peer, Reply, ReplyQueue
+from proxy.wire import reply as r
+from proxy.wire.replies import ReplyQueue
+from proxy.wire.reply import Peer, Reply
 from tests.wire.feeding import same_for_all_splits
 
 
