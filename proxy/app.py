@@ -175,7 +175,7 @@ class Proxy:
         self._close_door()
         await self._close_http()
         for served in self.served.values():
-            served.retire()
+            served.pools.retire()
         log.info("another process takes new clients; %d sessions go on here", len(self.sessions))
         deadline = time.monotonic() + self._config.listen.drain_timeout
         while (len(self.sessions) or self.gate.logins) and time.monotonic() < deadline and not self._hurried:

@@ -33,7 +33,7 @@ def take(databases: Mapping[str, Served], gate: Gate, access_log: AccessLog, rea
         clients=len(gate.sessions),
         max_clients=gate.max_clients,
         proxy=gate.stats,
-        pools=[_pool(name, pool) for name, served in databases.items() for pool in served.pools()],
+        pools=[_pool(name, pool) for name, served in databases.items() for pool in served.pools.of_hosts()],
         hosts=[
             _host(name, served, host) for name, served in databases.items() for host in served.cluster.hosts
         ],
@@ -52,7 +52,7 @@ def take(databases: Mapping[str, Served], gate: Gate, access_log: AccessLog, rea
             for name, served in databases.items()
         ],
         result_cache=[
-            _results(name, served.results)
+            _results(name, served.keeping.results)
             for name, served in databases.items()
             if served.database.results is not None
         ],

@@ -91,7 +91,7 @@ class Upkeep:
                 session.fatal(IdleInTransaction())
             elif session.silent(now, served.client_idle):
                 session.fatal(IdleSession())
-            elif served.overstays(session, now):
+            elif served.pools.overstays(session, now):
                 session.fatal(ConfigurationChanged())
             elif (server := session.overdue(now, served.query_timeout)) is not None:
                 if session.pool is not None:

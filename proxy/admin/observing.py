@@ -61,13 +61,15 @@ async def facts(site: Site, now: float, subject: str) -> Facts:
         servers=tuple(
             _server(name, pool, server, held.get(server), now, lead)
             for name, served in site.served.items()
-            for pool in served.every_pool()
+            for pool in served.pools.all()
             for server in pool.servers
         )
         if subject in _OF_CLIENTS
         else (),
         pools=tuple(
-            _pool(name, served, pool) for name, served in site.served.items() for pool in served.pools()
+            _pool(name, served, pool)
+            for name, served in site.served.items()
+            for pool in served.pools.of_hosts()
         ),
         databases=tuple(_database(site, name, served) for name, served in site.served.items()),
         hosts=tuple(
@@ -101,7 +103,7 @@ def _of_console(site: Site) -> Figures:
 
 
 def _of_database(served: Served) -> Figures:
-    pools = served.pools()
+    pools = served.pools.of_hosts()
     statements = served.database.statements
     return Figures(
         server_assignment_count=sum(pool.stats.assignments for pool in pools),
@@ -134,7 +136,7 @@ def _client(site: Site, session: Session, now: float, lead: float, detail: bool)
         user_id=session.key.user_id,
         database=session.database.name,
         state="waiting" if waits else "active" if server is not None else "idle",
-        login=served.login_of(name),
+        login=served.pools.login_of(name),
         pool=name,
         host=pool.host if pool is not None else "",
         address=peer[0],
@@ -231,7 +233,7 @@ def _pool(database: str, served: Served, pool: Pool) -> PoolFacts:
         database=database,
         pool=pool.name,
         host=pool.host,
-        login=served.login_of(pool.name),
+        login=served.pools.login_of(pool.name),
         minimum=limits.minimum,
         maximum=limits.maximum,
         max_lifetime=limits.max_lifetime,
@@ -299,7 +301,7 @@ def _keys(site: Site, name: str, served: Served) -> list[KeyFacts]:
 
 def _cache(name: str, served: Served) -> CacheFacts:
     intents, statements = served.database.intents, served.database.statements
-    results = served.results
+    results = served.keeping.results
     return CacheFacts(
         database=name,
         hits=intents.hits,

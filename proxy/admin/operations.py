@@ -46,7 +46,7 @@ async def carry_out_here(command: Command, site: Site) -> str:
             site.gate.disabled.add(name)
         elif verb == "reconnect":
             for served in databases:
-                for pool in served.pools():
+                for pool in served.pools.of_hosts():
                     pool.reconnect()
         elif verb == "wait_close":
             await _closed(databases)
@@ -58,7 +58,7 @@ async def carry_out_here(command: Command, site: Site) -> str:
             _kill(databases, site, not name)
         elif verb == FLUSH_CACHE:
             for served in databases:
-                served.flush_results()
+                served.keeping.flush()
     return ""
 
 
@@ -95,7 +95,7 @@ def _resume(databases: Sequence[Served], site: Site, everything: bool) -> None:
 
 
 def _is_empty(served: Served) -> bool:
-    return all(pool.is_empty for pool in served.every_pool())
+    return all(pool.is_empty for pool in served.pools.all())
 
 
 # -- KILL
@@ -119,7 +119,7 @@ def _kill(databases: Sequence[Served], site: Site, everything: bool) -> None:
                 session.fatal(ClientKilled())
         if not served.cluster.paused:
             served.cluster.pause(now)
-        for pool in served.every_pool():
+        for pool in served.pools.all():
             pool.close_all(ClientKilled())
 
 
@@ -132,13 +132,13 @@ async def _closed(databases: Sequence[Served]) -> None:
     due = {
         server
         for served in databases
-        for pool in served.every_pool()
+        for pool in served.pools.all()
         for server in pool.servers
         if 0.0 < server.retire_at <= now
     }
 
     def gone() -> bool:
-        alive = {server for served in databases for pool in served.every_pool() for server in pool.servers}
+        alive = {server for served in databases for pool in served.pools.all() for server in pool.servers}
         return not due & alive
 
     await _until(gone)

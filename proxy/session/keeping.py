@@ -54,6 +54,11 @@ class Keeping:
             self._database.results = None
             results.let_go(time.monotonic())
 
+    @property
+    def keeps(self) -> bool:
+        """Tell whether results are kept, or may be."""
+        return self._database.results is not None
+
     def heard(self, name: str) -> None:
         """Learn that the relation `name`, or everything, was written elsewhere."""
         if name and len(name) <= MAX_NAME:
