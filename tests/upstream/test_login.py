@@ -49,6 +49,11 @@ class Script(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
+    def end(self) -> None:
+        """Break the connection off, if it is still there."""
+        if self._transport is not None:
+            self._transport.abort()
+
     def data_received(self, data: bytes) -> None:
         assert self._transport is not None
         self._heard.append(data)
@@ -66,12 +71,22 @@ async def serving(*answers: Answer | bytes) -> AsyncIterator[tuple[int, list[byt
     heard: list[bytes] = []
     fixed = [answer if callable(answer) else _always(answer) for answer in answers]
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Script(fixed, heard), "127.0.0.1", 0)
+    scripts: list[Script] = []
+
+    def script() -> Script:
+        scripts.append(Script(fixed, heard))
+        return scripts[-1]
+
+    server = await loop.create_server(script, "127.0.0.1", 0)
     try:
         yield server.sockets[0].getsockname()[1], heard
     finally:
         server.close()
+        for each in scripts:
+            each.end()
         await server.wait_closed()
+        # A transport closes its socket in the loop's next round.
+        await asyncio.sleep(0)
 
 
 def _always(answer: bytes) -> Answer:
