@@ -65,10 +65,13 @@ class Listening:
         await stop(*tasks)
 
     async def _hear_keys(self, keys: KeyStore) -> None:
-        """Hear of changed keys as they happen; after an interruption every cached key is read again."""
+        """Hear of changed keys as they happen; after an interruption every cached key is read again.
+
+        Also when it comes about: what was read before may have changed before anything was heard.
+        """
         while True:
             with contextlib.suppress(ClientError):
-                await self._primary().listen(_KEY_CHANNEL, keys.changed)
+                await self._primary().listen(_KEY_CHANNEL, keys.changed, keys.changed_all)
             await asyncio.sleep(_RETRY)
             keys.changed_all()
 

@@ -155,6 +155,7 @@ class Pools:
                 limits.max_lifetime,
                 limits.max_uses,
                 limits.strict,
+                limits.spread,
             )
 
     def drain(self) -> None:
