@@ -162,7 +162,7 @@ def test_a_pod_is_probed_from_outside() -> None:
 texts = st.text(st.characters(codec="utf-8"))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=60)
 @given(texts, texts, texts)
 @example("hunter2: ${x}", "app\n- x: *y", "off")
 @example("null", "~", "<<")

@@ -7,7 +7,7 @@ import signal
 import socket
 import ssl
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Timer
@@ -52,6 +52,30 @@ def start_tls(start_proxy: Callable[..., Proxy], certificate: Pair) -> StartTls:
     return start
 
 
+@pytest.fixture(scope="module")
+def preferring(
+    installation: Installation, certificate: Pair, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Proxy]:
+    """Give a proxy that takes TLS, to tests that leave it as it is."""
+    listen = {"tls": {"mode": "prefer", **certificate.settings}}
+    proxy = Proxy(installation, tmp_path_factory.mktemp("preferring"), {"listen": listen})
+    proxy.start()
+    yield proxy
+    proxy.stop()
+
+
+@pytest.fixture(scope="module")
+def requiring(
+    installation: Installation, certificate: Pair, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Proxy]:
+    """Give a proxy that takes nothing else, to tests that leave it as it is."""
+    listen = {"tls": {"mode": "require", **certificate.settings}}
+    proxy = Proxy(installation, tmp_path_factory.mktemp("requiring"), {"listen": listen})
+    proxy.start()
+    yield proxy
+    proxy.stop()
+
+
 @pytest.fixture
 def verified(authority: Authority) -> dict[str, str]:
     return {"sslmode": "verify-full", "sslrootcert": str(authority.file), "gssencmode": "disable"}
@@ -90,10 +114,9 @@ def rest(client: socket.socket) -> bytes:
 
 
 def test_clients_of_every_kind(
-    start_tls: StartTls, make_key: MakeKey, verified: dict[str, str], authority: Authority
+    requiring: Proxy, make_key: MakeKey, verified: dict[str, str], authority: Authority
 ) -> None:
-    proxy = start_tls("require")
-    login = proxy.login(*make_key())
+    login = requiring.login(*make_key())
     options: list[dict[str, str]] = [
         {"sslmode": "require"},
         {"sslmode": "prefer"},
@@ -147,21 +170,20 @@ def test_a_certificate_that_nothing_can_bind_to_offers_no_binding(
         login.connect(sslmode="require", channel_binding="require")
 
 
-def test_without_tls_where_it_is_required(start_tls: StartTls, make_key: MakeKey) -> None:
-    proxy = start_tls("require")
+def test_without_tls_where_it_is_required(requiring: Proxy, make_key: MakeKey) -> None:
     with pytest.raises(psycopg.OperationalError, match="takes encrypted connections only"):
-        proxy.login(*make_key()).connect(sslmode="disable")
-    with connected(proxy) as client:
+        requiring.login(*make_key()).connect(sslmode="disable")
+    with connected(requiring) as client:
         client.sendall(startup())
         said = rest(client)
     assert b"C28000\0" in said and b"DTLS_REQUIRED\0" in said
-    with connected(proxy) as client:
+    with connected(requiring) as client:
         client.sendall(CANCEL)
         assert rest(client) == b""
 
 
-def test_without_tls_where_it_is_preferred(start_tls: StartTls, make_key: MakeKey) -> None:
-    with start_tls("prefer").login(*make_key()).connect(sslmode="disable") as connection:
+def test_without_tls_where_it_is_preferred(preferring: Proxy, make_key: MakeKey) -> None:
+    with preferring.login(*make_key()).connect(sslmode="disable") as connection:
         assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
@@ -181,9 +203,8 @@ def test_a_unix_socket_needs_no_tls(
 
 
 @pytest.mark.long
-def test_a_cancel_request_over_tls(start_tls: StartTls, make_key: MakeKey, verified: dict[str, str]) -> None:
-    proxy = start_tls("require")
-    with proxy.login(*make_key()).connect(**verified) as connection:
+def test_a_cancel_request_over_tls(requiring: Proxy, make_key: MakeKey, verified: dict[str, str]) -> None:
+    with requiring.login(*make_key()).connect(**verified) as connection:
         timer = Timer(0.5, connection.cancel_safe)
         timer.start()
         with pytest.raises(psycopg.errors.QueryCanceled):
@@ -217,9 +238,8 @@ def test_a_client_that_reads_late_costs_little_memory(
 @pytest.mark.parametrize(
     "request_", [SSL_REQUEST, GSSENC_REQUEST + SSL_REQUEST], ids=["ssl", "gss, then ssl"]
 )
-def test_requests_byte_by_byte(start_tls: StartTls, authority: Authority, request_: bytes) -> None:
-    proxy = start_tls("require")
-    with connected(proxy) as client:
+def test_requests_byte_by_byte(requiring: Proxy, authority: Authority, request_: bytes) -> None:
+    with connected(requiring) as client:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         said = b""
         for at in range(len(request_)):
@@ -238,17 +258,20 @@ def test_requests_byte_by_byte(start_tls: StartTls, authority: Authority, reques
     "data",
     [SSL_REQUEST + startup(), SSL_REQUEST + b"\x16\x03\x01", GSSENC_REQUEST + SSL_REQUEST, SSL_REQUEST * 2],
 )
-def test_bytes_behind_a_request_close_the_connection_unanswered(start_tls: StartTls, data: bytes) -> None:
-    proxy = start_tls("prefer")
-    with connected(proxy) as client:
+def test_bytes_behind_a_request_close_the_connection_unanswered(preferring: Proxy, data: bytes) -> None:
+    def told() -> int:
+        return preferring.errors.read_text().count("received data after an encryption request")
+
+    before = told()
+    with connected(preferring) as client:
         client.sendall(data)
         assert rest(client) == b""
-    wait_until(lambda: proxy.said("received data after an encryption request"))
+    wait_until(lambda: told() > before)
 
 
 @pytest.mark.parametrize("request_", [SSL_REQUEST, GSSENC_REQUEST])
-def test_no_second_request_inside_tls(start_tls: StartTls, authority: Authority, request_: bytes) -> None:
-    with connected(start_tls("prefer")) as client:
+def test_no_second_request_inside_tls(preferring: Proxy, authority: Authority, request_: bytes) -> None:
+    with connected(preferring) as client:
         client.sendall(SSL_REQUEST)
         assert client.recv(1) == b"S"
         with client_context(authority).wrap_socket(client, server_hostname="127.0.0.1") as channel:
@@ -258,10 +281,10 @@ def test_no_second_request_inside_tls(start_tls: StartTls, authority: Authority,
 
 @pytest.mark.parametrize(("direct", "protocols"), [(True, []), (True, ["http/1.1"]), (False, ["http/1.1"])])
 def test_a_client_of_another_protocol_gets_an_alert(
-    start_tls: StartTls, authority: Authority, direct: bool, protocols: list[str]
+    preferring: Proxy, authority: Authority, direct: bool, protocols: list[str]
 ) -> None:
     context = client_context(authority, *protocols)
-    with connected(start_tls("prefer")) as client:
+    with connected(preferring) as client:
         if not direct:
             client.sendall(SSL_REQUEST)
             assert client.recv(1) == b"S"
@@ -269,10 +292,10 @@ def test_a_client_of_another_protocol_gets_an_alert(
             context.wrap_socket(client, server_hostname="127.0.0.1")
 
 
-def test_a_client_hello_byte_by_byte(start_tls: StartTls, authority: Authority) -> None:
+def test_a_client_hello_byte_by_byte(preferring: Proxy, authority: Authority) -> None:
     received, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
     channel = client_context(authority, ALPN).wrap_bio(received, sent, server_hostname="127.0.0.1")
-    with connected(start_tls("prefer")) as client:
+    with connected(preferring) as client:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         while channel.version() is None or channel.selected_alpn_protocol() is None:
             try:
@@ -286,10 +309,9 @@ def test_a_client_hello_byte_by_byte(start_tls: StartTls, authority: Authority) 
         assert channel.selected_alpn_protocol() == ALPN
 
 
-def test_who_leaves_in_the_middle_of_a_hello_costs_nothing(start_tls: StartTls) -> None:
-    proxy = start_tls("prefer")
+def test_who_leaves_in_the_middle_of_a_hello_costs_nothing(preferring: Proxy) -> None:
     for data in (b"\x16", b"\x16\x03\x01\x40", b"\x16\x03\x01\x40\0" + b"x" * 100, b"\x16\xff\xff\xff\xff"):
-        with connected(proxy) as client:
+        with connected(preferring) as client:
             client.sendall(data)
             client.shutdown(socket.SHUT_WR)
             assert rest(client) == b"", data
@@ -385,12 +407,11 @@ def test_draining_ends_encrypted_sessions(
 
 
 async def test_the_password_method_over_tls(
-    start_tls: StartTls, make_key: MakeKey, authority: Authority
+    requiring: Proxy, make_key: MakeKey, authority: Authority
 ) -> None:
-    proxy = start_tls("require")
     _, key = make_key(user="someone@example.com")
-    async with proxy.login("whoever", key).asyncpg(ssl=client_context(authority)) as connection:
+    async with requiring.login("whoever", key).asyncpg(ssl=client_context(authority)) as connection:
         assert await connection.fetchval("SELECT sluice.current_user_id()") == "someone@example.com"
     with pytest.raises(asyncpg.InvalidPasswordError):
-        async with proxy.login("whoever", key + "x").asyncpg(ssl=client_context(authority)):
+        async with requiring.login("whoever", key + "x").asyncpg(ssl=client_context(authority)):
             raise AssertionError("let in")

@@ -146,7 +146,15 @@ def backends(rig: Rig) -> list[tuple[str, bool, str | None]]:
         ).fetchall()
 
 
-@pytest.mark.parametrize("mode", ["prefer", "require", "verify-ca", "verify-full"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "prefer",
+        pytest.param("require", marks=pytest.mark.long),
+        pytest.param("verify-ca", marks=pytest.mark.long),
+        "verify-full",
+    ],
+)
 def test_every_connection_is_encrypted(rig: Rig, start: Start, verified: dict[str, str], mode: str) -> None:
     relay = Relay(rig.cluster.primary.port)
     proxy = start(relay.port, **({**verified, "mode": mode} if mode != "prefer" else {}))
