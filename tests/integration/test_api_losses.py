@@ -112,6 +112,7 @@ def test_a_server_that_dies_in_the_middle_of_an_answer_is_told(api: Api) -> None
     assert b"127.0.0.1" not in told
 
 
+@pytest.mark.long
 def test_a_key_that_is_revoked_ends_what_it_asked(api: Api) -> None:
     key = api.key("admin", user="revoked@example.com")
     with api.client(key) as client:
@@ -125,6 +126,7 @@ def test_a_key_that_is_revoked_ends_what_it_asked(api: Api) -> None:
         assert code(client.post("/query", json={"sql": sql, "params": [api_key]})) == (401, "INVALID_API_KEY")
 
 
+@pytest.mark.long
 def test_without_the_schema_it_is_told_what_is_missing(
     start_proxy: StartProxy, installation: Installation
 ) -> None:
@@ -141,6 +143,7 @@ def test_without_the_schema_it_is_told_what_is_missing(
         assert client.post("/query", json={"sql": "SELECT 1"}).json()["rows"] == [[1]]
 
 
+@pytest.mark.long
 def test_it_can_be_switched_off(start_api: StartApi) -> None:
     api = start_api({"http": {"api": "off"}})
     with api.client(api.key()) as client:
@@ -149,6 +152,7 @@ def test_it_can_be_switched_off(start_api: StartApi) -> None:
         assert client.get(api.proxy.url("/healthz")).status_code == 200
 
 
+@pytest.mark.long
 def test_pages_that_are_named_may_ask(start_api: StartApi) -> None:
     here = "https://tasks.example.com"
     api = start_api({"http": {"cors_origins": [here]}})
@@ -190,6 +194,7 @@ def test_requests_beyond_the_limit_are_told_to_come_again(api: Api) -> None:
     assert httpx.get(api.proxy.url("/healthz")).status_code == 200
 
 
+@pytest.mark.long
 def test_what_is_told_and_logged_holds_no_secret(api: Api, installation: Installation) -> None:
     key = api.key(user="secretive@example.com")
     with api.client(key) as client:

@@ -167,6 +167,7 @@ def test_row_level_security_has_its_say(
                     assert rows == ([] if user == "carol" else [(user,)])
 
 
+@pytest.mark.long
 def test_a_key_has_its_say_and_so_has_one_that_replaces_it(
     installation: Installation, start_proxy: Callable[..., Proxy], make_key: MakeKey, make_table: MakeTable
 ) -> None:

@@ -223,6 +223,7 @@ def test_a_key_that_reads_metrics_changes_nothing(observer: Login) -> None:
                 connection.execute(command)
 
 
+@pytest.mark.long
 def test_what_changes_something_is_recorded(own: Proxy, operator: Login, installation: Installation) -> None:
     with console(operator).connect() as connection:
         connection.execute("SHOW POOLS")
@@ -294,6 +295,7 @@ def test_a_revoked_key_loses_the_console_too(
         wait_until(closed, message="the console's client is closed")
 
 
+@pytest.mark.long
 def test_visitors_of_the_console_count_as_clients(start_proxy: StartProxy, make_key: MakeKey) -> None:
     proxy = start_proxy({"listen": {"max_clients": 2}})
     login = proxy.login(*make_key(["admin"]))
@@ -305,6 +307,7 @@ def test_visitors_of_the_console_count_as_clients(start_proxy: StartProxy, make_
         console(login).connect()
 
 
+@pytest.mark.long
 def test_a_database_of_that_name_comes_before_the_console(
     start_proxy: StartProxy, make_key: MakeKey, proxy: Proxy
 ) -> None:

@@ -74,6 +74,7 @@ def test_a_disabled_database_takes_nobody_new(own: Proxy, operator: Login, appli
         application.connect().close()
 
 
+@pytest.mark.long
 def test_reconnect_renews_every_server_connection(own: Proxy, operator: Login, application: Login) -> None:
     with application.connect(autocommit=False) as busy, console(operator).connect() as commands:
         busy.execute("SELECT pg_backend_pid()")

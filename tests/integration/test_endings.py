@@ -49,6 +49,7 @@ def test_sigterm_lets_open_transactions_finish_and_closes_idle_sessions(
         assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (2,)
 
 
+@pytest.mark.long
 def test_a_transaction_that_doesn_t_end_is_cut_off_at_the_drain_timeout(
     start_proxy: Callable[..., Proxy], make_key: MakeKey, installation: Installation
 ) -> None:

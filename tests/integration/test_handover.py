@@ -329,6 +329,7 @@ def test_systemd_is_told_of_each_step(
         assert manager.recv(1000) == b"STOPPING=1"
 
 
+@pytest.mark.long
 def test_a_second_proxy_at_the_same_port_is_refused(line: Dynasty, tmp_path: Path) -> None:
     for workers in (1, 2):
         second = Proxy(line.installation, tmp_path, {"listen": {"port": line.port}, "workers": workers})

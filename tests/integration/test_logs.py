@@ -145,6 +145,7 @@ def sleep(login: Login, seconds: float) -> None:
         connection.execute(f"SELECT pg_sleep({seconds})")
 
 
+@pytest.mark.long
 def test_the_table_is_followed(proxy: Proxy, make_key: MakeKey) -> None:
     key_id, key = make_key()
     login = proxy.login(key_id, key)

@@ -274,6 +274,7 @@ def test_a_proxy_that_drains_is_alive_and_not_ready(
     proxy.stop()
 
 
+@pytest.mark.long
 def test_a_slow_statement_is_a_warning_without_its_literals(
     start_proxy: Callable[..., Proxy], make_key: MakeKey
 ) -> None:

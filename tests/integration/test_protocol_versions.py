@@ -50,6 +50,7 @@ def test_clients_come_by_a_unix_socket(start_proxy: Callable[..., Proxy], make_k
             assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
+@pytest.mark.long
 def test_a_client_that_asks_nothing_is_ended(start_proxy: Callable[..., Proxy], make_key: MakeKey) -> None:
     running = start_proxy({"databases": {"app": {"timeouts": {"client_idle": "300ms"}}}})
     login = running.login(*make_key())

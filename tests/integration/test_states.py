@@ -100,6 +100,7 @@ def _writes(running: Proxy, key: tuple[str, str]) -> None:
 SMALL = {"databases": {"app": {"pools": {"primary": {"min": 1, "max": 2}, "readonly": {"min": 1, "max": 2}}}}}
 
 
+@pytest.mark.long
 def test_a_client_that_vanishes_leaves_nothing_behind(
     start_proxy: Callable[..., Proxy], make_key: MakeKey, make_table: MakeTable, installation: Installation
 ) -> None:

@@ -187,6 +187,7 @@ def test_without_tls_where_it_is_preferred(preferring: Proxy, make_key: MakeKey)
         assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
+@pytest.mark.long
 def test_a_unix_socket_needs_no_tls(
     start_proxy: Callable[..., Proxy],
     certificate: Pair,
@@ -357,6 +358,7 @@ def test_old_versions_of_tls_are_refused(start_proxy: Callable[..., Proxy], cert
 # -- certificates
 
 
+@pytest.mark.long
 def test_sighup_takes_a_new_certificate_for_new_clients(
     start_tls: StartTls, make_key: MakeKey, authority: Authority, tmp_path: Path, verified: dict[str, str]
 ) -> None:

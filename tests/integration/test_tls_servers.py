@@ -202,6 +202,7 @@ def test_somebody_between_is_found_out_by_channel_binding(rig: Rig, start: Start
     relay.close()
 
 
+@pytest.mark.long
 def test_a_client_certificate(rig: Rig, start: Start, verified: dict[str, str]) -> None:
     rig.hba(
         "hostssl all app_rw 127.0.0.1/32 scram-sha-256 clientcert=verify-full",

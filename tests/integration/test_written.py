@@ -121,6 +121,7 @@ def test_no_secret_no_literal_and_no_control_character_is_written(
     assert not any("[31m" in label or SECRET in label or user in label for label in labels)
 
 
+@pytest.mark.long
 def test_without_statements_no_text_is_logged(
     start_proxy: Callable[..., Proxy], make_key: MakeKey, installation: Installation
 ) -> None:
