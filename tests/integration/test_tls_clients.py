@@ -53,27 +53,35 @@ def start_tls(start_proxy: Callable[..., Proxy], certificate: Pair) -> StartTls:
 
 
 @pytest.fixture(scope="module")
-def preferring(
+def tls_proxies(
     installation: Installation, certificate: Pair, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Proxy]:
-    """Give a proxy that takes TLS, to tests that leave it as it is."""
-    listen = {"tls": {"mode": "prefer", **certificate.settings}}
-    proxy = Proxy(installation, tmp_path_factory.mktemp("preferring"), {"listen": listen})
-    proxy.start()
-    yield proxy
-    proxy.stop()
+) -> Iterator[Callable[[str], Proxy]]:
+    """Give a function that returns a proxy with this mode, started once, to tests that leave it as it is."""
+    started: dict[str, Proxy] = {}
+
+    def running(mode: str) -> Proxy:
+        if mode not in started:
+            listen = {"tls": {"mode": mode, **certificate.settings}}
+            proxy = Proxy(installation, tmp_path_factory.mktemp(mode), {"listen": listen})
+            proxy.start()
+            started[mode] = proxy
+        return started[mode]
+
+    yield running
+    for proxy in started.values():
+        proxy.stop()
 
 
-@pytest.fixture(scope="module")
-def requiring(
-    installation: Installation, certificate: Pair, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Proxy]:
-    """Give a proxy that takes nothing else, to tests that leave it as it is."""
-    listen = {"tls": {"mode": "require", **certificate.settings}}
-    proxy = Proxy(installation, tmp_path_factory.mktemp("requiring"), {"listen": listen})
-    proxy.start()
-    yield proxy
-    proxy.stop()
+@pytest.fixture
+def preferring(tls_proxies: Callable[[str], Proxy]) -> Proxy:
+    """Give a proxy that takes TLS, and clients without."""
+    return tls_proxies("prefer")
+
+
+@pytest.fixture
+def requiring(tls_proxies: Callable[[str], Proxy]) -> Proxy:
+    """Give a proxy that takes TLS only."""
+    return tls_proxies("require")
 
 
 @pytest.fixture
