@@ -470,6 +470,7 @@ def _write_refusal(server: Server, unit: Unit, message: Message, error: ClientEr
     payload = error_response(error)
     if message.message_code == FE_QUERY:
         server.replies.push(Reply(QUERY, REPLACE, None, payload))
+        server.name_unnamed(None)
         out.put(_FAILING_QUERY)
         return
     server.replies.push(Reply(BIND, REPLACE, None, payload))

@@ -127,3 +127,13 @@ def test_what_is_sent_behind_an_error_leaves_nothing(world: World, client: Clien
 def test_a_discard_all_of_the_extended_protocol_keeps_it(client: Client) -> None:
     answer = client.ask(parse("", "DISCARD ALL"), bind(), execute(), SYNC, bind(), execute(), SYNC)
     assert kinds(answer) == "1 2 C ZI 2 C ZI"
+
+
+def test_a_look_at_settings_takes_it_from_the_server(world: World) -> None:
+    client = world.client(pool="background")
+    client.ask(parse("s", "SET timezone = 'Asia/Tokyo'"), SYNC)
+    client.ask(parse("", "INSERT INTO t VALUES ('alice')"), bind(), execute(), SYNC)
+    assert kinds(client.ask(bind("s"), execute(), SYNC)).endswith("ZI")
+    (backend,) = world.of("background")
+    assert any("current_setting" in ran.sql for ran in backend.ran)
+    assert kinds(client.ask(USE)) == "2 C ZI"
