@@ -146,17 +146,8 @@ class Pools:
     def retire(self) -> None:
         """Keep no more server connections than sessions use: another process opens its own meanwhile."""
         for pool in self.of_hosts():
-            limits = pool.limits
-            pool.limits = PoolLimits(
-                0,
-                limits.maximum,
-                limits.acquire_timeout,
-                _RETIRED_IDLE,
-                limits.max_lifetime,
-                limits.max_uses,
-                limits.strict,
-                limits.spread,
-            )
+            pool.limits.minimum = 0
+            pool.limits.idle_timeout = _RETIRED_IDLE
 
     def drain(self) -> None:
         """Close every connection that is idle, and the others as they come back."""

@@ -352,6 +352,7 @@ def _need_unnamed(server: Server, statement: Statement, out: Writer) -> None:
     if server.unnamed is not statement:
         out.put(statement.unnamed_message())
         server.replies.push(Reply(PARSE, SKIP, UNNAMED))
+    # Also where it is: it is executed once more than its Parse allowed for.
     server.name_unnamed(statement)
 
 

@@ -92,12 +92,18 @@ async def test_what_is_notified_is_passed_on(rig: Rig) -> None:
     assert rig.take() == ["key ctm_1", "table public.notes"]
 
 
-async def test_behind_an_interruption_anything_may_have_changed(rig: Rig) -> None:
+async def listened_to(rig: Rig) -> FakeControl:
+    """Start, and return the primary once both channels are listened to there; what was told by then is forgotten."""
     rig.listening.start()
-    before = rig.primary
-    assert before is not None
-    await until(lambda: len(before.listening) == 2)
+    primary = rig.primary
+    assert primary is not None
+    await until(lambda: len(primary.listening) == 2)
     rig.take()
+    return primary
+
+
+async def test_behind_an_interruption_anything_may_have_changed(rig: Rig) -> None:
+    before = await listened_to(rig)
     rig.primary = after = FakeControl()
     before.ended.set()
     await until(lambda: len(after.listening) == 2)
@@ -106,11 +112,7 @@ async def test_behind_an_interruption_anything_may_have_changed(rig: Rig) -> Non
 
 
 async def test_another_primary_is_listened_to_though_the_last_one_lives_on(rig: Rig) -> None:
-    rig.listening.start()
-    before = rig.primary
-    assert before is not None
-    await until(lambda: len(before.listening) == 2)
-    rig.take()
+    before = await listened_to(rig)
     rig.primary = after = FakeControl()
     rig.listening.start_again()
     # At once, not when they listen.
